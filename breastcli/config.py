@@ -1,0 +1,296 @@
+"""One frozen dataclass per job: a field is a YAML key, a flag and its help text. Also the errors a user can cause."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+MAGNIFICATIONS = ("40X", "100X", "200X", "400X")
+SPLITS = ("train", "val", "test")
+
+
+class UserError(Exception):
+    """Something a user can put right: what is wrong and where, and what to do about it.
+
+    Attributes:
+        exit_code: what the command line exits with.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problem: str, fix: str = "") -> None:
+        super().__init__(f"{problem}: {fix}" if fix else problem)
+        self.problem = problem
+        self.fix = fix
+
+
+class UsageError(UserError):
+    """A flag, a configuration key or a value that the command cannot accept."""
+
+    exit_code = 2
+
+
+class LeakError(UserError):
+    """An audit found that the requested split leaks."""
+
+    exit_code = 3
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    at_least: float | None = None,
+    below: float | None = None,
+    metavar: str | None = None,
+    positional: bool = False,
+) -> Any:
+    """Declare a dataclass field that is also a YAML key and a flag.
+
+    Args:
+        default: the value when neither flag nor YAML gives one.
+        help: one line shown by ``--help``.
+        choices: the accepted values; empty where any value of the type is accepted.
+        at_least: smallest accepted number.
+        below: the number that an accepted value must stay under.
+        metavar: what ``--help`` shows for the value.
+        positional: an argument instead of a flag.
+    """
+    details = {"help": help, "choices": choices, "at_least": at_least, "below": below}
+    details |= {"metavar": metavar or "|".join(choices) or None, "positional": positional}
+    return dataclasses.field(default=default, metadata=details)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """Options that every job has."""
+
+    out: str | None = option(None, "Output folder or file.", metavar="PATH")
+    device: str = option("auto", "Where to compute.", metavar="auto|cpu|cuda|cuda:N|mps")
+    seed: int = option(0, "Seed of every random choice.", at_least=0)
+    precision: str = option("auto", "Arithmetic of the network.", choices=("auto", "fp32", "bf16", "fp16"))
+    workers: int | None = option(None, "Threads that read and decode images (default: all cores).", at_least=1)
+    overwrite: bool = option(False, "Replace what breastcli wrote in the output folder before.")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(JobConfig):
+    """Options of ``breastcli prepare``."""
+
+    raw: str | None = option(None, "Folder of the raw data set (sample: where to draw it).", positional=True)
+    out: str | None = option("data/breakhis", "Prepared folder to write.", metavar="DIR")
+    dataset: str = option("auto", "Which data set RAW holds; sample draws one.", metavar="auto|breakhis|sample")
+    size: int = option(224, "Side of the square images in pixels.", at_least=16)
+    stain: str = option("none", "Stain normalisation.", choices=("none", "macenko", "reinhard"))
+    stain_reference: str = option(
+        "auto", "Image whose stain is the reference; auto fits it on training images.", metavar="auto|FILE"
+    )
+    split: str = option("6:1:3", "Ratio train:val:test.", metavar="A:B:C")
+    group_by: str = option("exam", "What never crosses a split.", choices=("exam", "patient", "image"))
+    folds: int | None = option(None, "Make K cross-validation folds instead of one split.", at_least=3, metavar="K")
+    task: str = option("binary", "Classes: benign/malignant or the subtypes.", choices=("binary", "subtype"))
+    mag: str = option("all", "Magnification to keep.", metavar="all|40x|100x|200x|400x")
+    strict: bool = option(False, "Fail when any file is rejected.")
+    resume: bool = option(False, "Continue an interrupted prepare.")
+    draw: int = option(480, "Sample data set only: number of images to draw.", at_least=64, metavar="N")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(JobConfig):
+    """Options of ``breastcli train``. Defaults are those of the DALAResNet50 paper (section IV-A)."""
+
+    arch: str = option(
+        "dalaresnet50", "Network: one of ours, timm/<name> or torchvision/<name>; help lists ours.", metavar="NAME"
+    )
+    data: str = option("data/breakhis", "Prepared folder.", metavar="DIR")
+    out: str | None = option(None, "Run folder (default: runs/ARCH-MAG).", metavar="DIR")
+    mag: str = option("all", "Magnification to train on.", metavar="all|40x|100x|200x|400x")
+    fold: int | None = option(None, "Fold to test on, where the data set has folds.", at_least=0)
+    epochs: int = option(50, "Number of epochs.", at_least=1)
+    batch_size: int = option(32, "Images per step.", at_least=1)
+    lr: float = option(1e-4, "Initial learning rate.", at_least=0.0)
+    optimizer: str = option("adam", "Optimiser.", choices=("adam", "adamw", "sgd"))
+    weight_decay: float = option(0.0, "Weight decay.", at_least=0.0)
+    schedule: str = option("none", "Learning-rate schedule.", choices=("none", "cosine", "exponential"))
+    dropout: float = option(0.25, "Dropout before the last layer.", at_least=0.0, below=1.0)
+    augment: str = option("paper", "Augmentation policy.", choices=("none", "light", "paper", "strong"))
+    imbalance: str = option("none", "Answer to class imbalance.", choices=("none", "weights", "oversample"))
+    loss: str = option("cross_entropy", "Loss function.", metavar="cross_entropy|focal")
+    freeze: str = option("none", "Freeze the first N weight layers, or the whole trunk.", metavar="none|N|trunk")
+    batch_norm: str = option(
+        "train", "Batch-norm statistics: from the batches, or as loaded.", choices=("train", "frozen")
+    )
+    attention_stage: int = option(4, "dalaresnet50: stage after which the attention sits (1-4).", at_least=1, below=5)
+    reduction: int = option(4, "dalaresnet50: reduction of the attention (the paper used 4 and 16).", at_least=1)
+    pretrained: bool = option(False, "Start from the library's ImageNet weights.")
+    weights: str | None = option(None, "Start from the weights in FILE.", metavar="FILE")
+    patience: int | None = option(None, "Stop after this many epochs without a better score.", at_least=1)
+    monitor: str = option(
+        "val_balanced_accuracy",
+        "Validation figure that chooses the best epoch.",
+        choices=("val_balanced_accuracy", "val_accuracy", "val_roc_auc", "val_loss"),
+    )
+    resume: bool = option(False, "Continue an interrupted run.")
+    deterministic: bool = option(False, "Use deterministic CUDA kernels only.")
+    compile: bool = option(False, "Compile the network with torch.compile.")
+    smoke: bool = option(False, "A minute-long trial: one epoch on at most 64 images per split.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(JobConfig):
+    """Options of ``breastcli evaluate``."""
+
+    runs: tuple[str, ...] = option((), "Run folders; several are pooled.", positional=True)
+    run: str | None = option(None, "Run folder, or latest.", metavar="DIR|latest")
+    out: str | None = option(None, "Output folder (default: RUN/evaluate/SPLIT).", metavar="DIR")
+    data: str | None = option(None, "Prepared folder (default: the run's own).", metavar="DIR")
+    split: str = option("test", "Split to evaluate.", choices=("test", "val"))
+    threshold: str = option(
+        "0.5",
+        "Decision threshold for two classes; val-* rules fit it on validation images.",
+        metavar="T|val-youden|val-sensitivity=S",
+    )
+    tta: str = option("none", "Test-time augmentation: d4 averages the eight flips and turns.", choices=("none", "d4"))
+    batch_size: int = option(64, "Images per step.", at_least=1)
+    resamples: int = option(2000, "Bootstrap resamples for the intervals.", at_least=100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(JobConfig):
+    """Options of ``breastcli predict``."""
+
+    run: str = option("latest", "Run folder, or latest.", positional=True)
+    images: tuple[str, ...] = option((), "Image files or folders.", positional=True)
+    out: str | None = option("predictions.csv", "File to write.", metavar="FILE")
+    threshold: str | None = option(None, "Decision threshold for two classes (default: 0.5).", metavar="T")
+    tta: str = option("none", "Test-time augmentation: d4 averages the eight flips and turns.", choices=("none", "d4"))
+    batch_size: int = option(64, "Images per step.", at_least=1)
+
+
+JOBS: dict[str, type[JobConfig]] = {
+    "prepare": PrepareConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "predict": PredictConfig,
+}
+
+Config = TypeVar("Config", bound=JobConfig)
+
+
+def resolve(kind: type[Config], section: Mapping[str, Any], flags: Mapping[str, Any]) -> Config:
+    """Merge flags over a YAML section over the defaults.
+
+    Raises:
+        UsageError: an unknown key (the nearest one is named) or a value of the wrong kind.
+    """
+    known = {field.name for field in dataclasses.fields(kind)}
+    values: dict[str, Any] = {}
+    for key, value in section.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise UsageError(f"unknown key {key!r}", fix=f"did you mean {near[0]!r}?" if near else "see --help")
+        values[name] = tuple(value) if isinstance(value, list) else value
+    values |= {name: value for name, value in flags.items() if value is not None and value != ()}
+    return kind(**values)
+
+
+def read_section(path: Path, job: str) -> dict[str, Any]:
+    """Read one job's section of a YAML file; an absent section is empty.
+
+    Raises:
+        UsageError: the file is missing, is not YAML, or has a section that belongs to no job.
+    """
+    import yaml
+
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", fix="check --config") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = f" in line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        raise UsageError(f"{path} is not valid YAML{line}", fix="check --config") from error
+    sections = document or {}
+    if not isinstance(sections, dict) or not all(isinstance(part, dict) for part in sections.values()):
+        raise UsageError(f"{path} needs one section per job", fix=f"such as '{job}:' with its keys indented below")
+    for name in sections:
+        if name not in JOBS:
+            near = get_close_matches(str(name), JOBS, n=1)
+            raise UsageError(f"{path}: unknown section {name!r}", fix=f"did you mean {(near or list(JOBS))[0]!r}?")
+    return sections.get(job, {})
+
+
+def to_yaml(config: JobConfig) -> str:
+    """Return the configuration as YAML that ``--config`` reads back."""
+    import yaml
+
+    job = next(name for name, kind in JOBS.items() if kind is type(config))
+    values = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}
+    return yaml.safe_dump({job: values}, sort_keys=False, allow_unicode=True)
+
+
+def parse_magnification(text: str) -> str | None:
+    """Return "100X" for "100x", "100X" or "100", and None for "all".
+
+    Raises:
+        UsageError: not a magnification of BreakHis.
+    """
+    plain = str(text).strip().upper().removesuffix("X")
+    if plain == "ALL":
+        return None
+    if f"{plain}X" not in MAGNIFICATIONS:
+        raise UsageError(f"--mag {text}: no such magnification", fix="use all, 40x, 100x, 200x or 400x")
+    return f"{plain}X"
+
+
+def parse_ratio(text: str) -> tuple[int, int, int]:
+    """Return (6, 1, 3) for "6:1:3".
+
+    Raises:
+        UsageError: not three positive whole numbers.
+    """
+    parts = str(text).split(":")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"--split {text}: not a ratio", fix="give train:val:test as in 6:1:3")
+    train, val, test = map(int, parts)
+    return train, val, test
+
+
+def field_types(kind: type[JobConfig]) -> dict[str, Any]:
+    """Return the resolved type of every field of a job's configuration."""
+    return typing.get_type_hints(kind)
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a field: ``batch_size`` is ``--batch-size``."""
+    return "--" + name.replace("_", "-")
+
+
+def _check(field: dataclasses.Field[Any], value: Any) -> None:
+    """Check one value against its declared type, choices and range."""
+    if value is None and field.default is None:
+        return
+    accepted = {"int": int, "float": (int, float), "bool": bool, "str": str, "tuple": tuple}
+    kind = str(field.type).split("[")[0].split(" ")[0]
+    wrong = not isinstance(value, accepted[kind]) or (isinstance(value, bool) and kind != "bool")
+    if wrong:
+        raise UsageError(f"{flag_of(field.name)} {value!r}: expected {kind}", fix="check the value's type")
+    rules = field.metadata
+    if rules["choices"] and value not in rules["choices"]:
+        near = get_close_matches(str(value), rules["choices"], n=1)
+        fix = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(rules['choices'])}"
+        raise UsageError(f"{flag_of(field.name)} {value}: not accepted", fix=fix)
+    if rules["at_least"] is not None and not value >= rules["at_least"]:
+        raise UsageError(f"{flag_of(field.name)} {value}: too small", fix=f"use {rules['at_least']} or more")
+    if rules["below"] is not None and not value < rules["below"]:
+        raise UsageError(f"{flag_of(field.name)} {value}: too large", fix=f"stay below {rules['below']}")
