@@ -1,0 +1,1 @@
+"""Data sets, images, splits and the prepared store."""

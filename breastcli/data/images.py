@@ -1,0 +1,131 @@
+"""Reading image files of doubtful origin into square RGB arrays, or saying why not."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 100_000_000  # a 10,000 x 10,000 field; larger files are slides or decompression bombs
+MIN_SIDE_PX = 16
+SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+class RejectedImageError(Exception):
+    """An image file that cannot be used; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One file after decoding.
+
+    Attributes:
+        pixels: (size, size, 3) uint8, or None where the file was rejected.
+        width_px: width before resizing (0 where unknown).
+        height_px: height before resizing (0 where unknown).
+        pixel_hash: SHA-256 of the full-size RGB pixels and their shape.
+        reason: why the file was rejected, or "".
+    """
+
+    pixels: np.ndarray | None
+    width_px: int = 0
+    height_px: int = 0
+    pixel_hash: str = ""
+    reason: str = ""
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Read an image file as 8-bit RGB.
+
+    Grey, palette and opaque RGBA images are converted; transparency is laid on white, the colour of empty slide; 16-bit
+    grey is scaled from its full range. EXIF orientation is applied. Colour spaces whose conversion would invent
+    colours (CMYK, Lab, floating point) are rejected.
+
+    Raises:
+        RejectedImageError: with the reason.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns about large images on its own scale; the check below has the say.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                _check_before_decoding(image)
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except RejectedImageError:
+        raise
+    except UnidentifiedImageError:
+        reason = "empty file" if path.stat().st_size == 0 else "not an image"
+        raise RejectedImageError(reason) from None
+    except Image.DecompressionBombError:
+        raise RejectedImageError(f"more than {MAX_PIXELS:,} pixels") from None
+    except MemoryError:
+        raise RejectedImageError("too large for this machine's memory") from None
+    except Exception as error:  # damaged files make Pillow's decoders raise almost anything
+        raise RejectedImageError(f"cannot be decoded ({_first_line(error)})") from None
+
+
+def decode(path: Path, size_px: int) -> Decoded:
+    """Read a file, hash its pixels and resize it to a square (bicubic, aspect ratio not kept, as in the papers)."""
+    try:
+        image = read_rgb(path)
+    except RejectedImageError as rejection:
+        return Decoded(None, reason=str(rejection))
+    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
+    digest.update(image.tobytes())
+    pixels = np.asarray(image.resize((size_px, size_px), Image.Resampling.BICUBIC))
+    return Decoded(pixels, image.width, image.height, digest.hexdigest())
+
+
+def decode_in_order(paths: Iterable[Path], size_px: int, workers: int) -> Iterator[Decoded]:
+    """Decode files with ``workers`` threads, yielding in order and holding only a few images at a time.
+
+    Threads suffice: Pillow and hashlib release the interpreter while they work.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque = deque()
+        try:
+            for path in paths:
+                waiting.append(pool.submit(decode, path, size_px))
+                if len(waiting) > 4 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _check_before_decoding(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise RejectedImageError(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
+    if min(image.width, image.height) < MIN_SIDE_PX:
+        raise RejectedImageError(f"{image.width}x{image.height} is smaller than {MIN_SIDE_PX} pixels")
+    if getattr(image, "n_frames", 1) > 1:
+        raise RejectedImageError(f"holds {image.n_frames} frames")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode in SIXTEEN_BIT_MODES:
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode in ("1", "L", "YCbCr"):
+        return image.convert("RGB")
+    if image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa", "RGBX"):
+        layered = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
+    raise RejectedImageError(f"{image.mode} colours; convert the file to 8-bit RGB with its own colour profile")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0][:120] if lines else type(error).__name__

@@ -1,0 +1,115 @@
+"""Decoding a whole data set into one array file, so that a killed run goes on where it stopped."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from breastcli.config import UserError
+from breastcli.data.images import decode_in_order
+from breastcli.data.store import IMAGES, npy_header, remove_partial, row_bytes, write_header
+from breastcli.files import read_csv, read_json, write_csv, write_json
+from breastcli.progress import Progress
+from breastcli.records import ImageRecord
+
+JOURNAL, REQUEST = "decoded.csv", "request.json"
+
+
+@dataclass(frozen=True)
+class JournalEntry:
+    """One decoded file; the i-th entry without a reason is the i-th image of the array.
+
+    Attributes:
+        path: relative to the raw folder.
+        width_px: width of the file.
+        height_px: height of the file.
+        pixel_hash: SHA-256 of the full-size pixels.
+        reason: why the file was rejected, or "".
+    """
+
+    path: str
+    width_px: int
+    height_px: int
+    pixel_hash: str
+    reason: str
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(JournalEntry))
+
+
+def decode_into(
+    partial: Path,
+    records: list[ImageRecord],
+    raw: Path,
+    size_px: int,
+    workers: int,
+    *,
+    resume: bool,
+    progress: Progress,
+) -> list[JournalEntry]:
+    """Decode the files of ``records`` in order into ``partial/images.npy``, keeping a journal beside it.
+
+    Every image is in the file before its line is in the journal. After a kill the array is cut back to what the journal
+    vouches for, and decoding goes on from there.
+
+    Raises:
+        UserError: the work to resume was begun for another raw folder or size.
+    """
+    request = {"size": size_px, "paths": [record.path for record in records], "raw": str(raw.resolve())}
+    entries = _open_journal(partial, request, resume=resume)
+    progress.begin("decoding", len(records), "images")
+    progress.advance("decoding", len(entries))
+    todo = [raw / record.path for record in records[len(entries) :]]
+    num_rows = sum(not entry.reason for entry in entries)
+    with (partial / IMAGES).open("r+b") as array, (partial / JOURNAL).open("a", newline="") as file:
+        array.truncate(len(npy_header(0, size_px)) + num_rows * row_bytes(size_px))
+        array.seek(0, os.SEEK_END)
+        for path, image in zip(todo, decode_in_order(todo, size_px, workers), strict=True):
+            name = path.relative_to(raw).as_posix()
+            entry = JournalEntry(name, image.width_px, image.height_px, image.pixel_hash, image.reason)
+            if image.pixels is not None:
+                array.write(image.pixels.tobytes())
+                array.flush()
+                num_rows += 1
+            _append(file, entry)
+            entries.append(entry)
+            progress.advance("decoding")
+        write_header(array, num_rows, size_px)
+    return entries
+
+
+def _append(file: TextIO, entry: JournalEntry) -> None:
+    csv.writer(file).writerow(dataclasses.astuple(entry))
+    file.flush()
+
+
+def _open_journal(partial: Path, request: dict[str, Any], *, resume: bool) -> list[JournalEntry]:
+    """Return the journal of an interrupted run of the same request, or start afresh."""
+    if resume and (partial / IMAGES).is_file() and (partial / JOURNAL).is_file():
+        if read_json(partial / REQUEST) != request:
+            raise UserError(f"{partial} belongs to another raw folder or --size", fix="use --overwrite")
+        entries = _complete_lines(partial / JOURNAL)
+        write_csv(partial / JOURNAL, FIELDS, map(dataclasses.astuple, entries))
+        return entries
+    remove_partial(partial.parent)
+    partial.mkdir(parents=True)
+    write_json(partial / REQUEST, request)
+    with (partial / IMAGES).open("wb") as file:
+        write_header(file, 0, request["size"])
+    write_csv(partial / JOURNAL, FIELDS, [])
+    return []
+
+
+def _complete_lines(path: Path) -> list[JournalEntry]:
+    """Read the journal without its last line where a kill cut that short; its image is decoded again."""
+    rows = read_csv(path)
+    if not path.read_bytes().endswith(b"\n"):
+        rows.pop()
+    return [
+        JournalEntry(row["path"], int(row["width_px"]), int(row["height_px"]), row["pixel_hash"], row["reason"])
+        for row in rows
+    ]

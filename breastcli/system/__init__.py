@@ -1,0 +1,1 @@
+"""Devices, run folders, checkpoints and inference: what every job needs from the machine."""

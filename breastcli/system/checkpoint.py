@@ -1,0 +1,176 @@
+"""Checkpoints that cannot run code: safetensors for weights, plain values for the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from breastcli.config import UserError
+from breastcli.files import replacing, write_json
+from breastcli.models import Classifier, ModelOptions, build_model
+
+METADATA_KEY = "breastcli"
+WRAPPERS = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.")
+CONTAINERS = ("state_dict", "model", "model_state_dict", "model_state")
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What ``--weights`` matched.
+
+    Attributes:
+        file: the file's name.
+        num_loaded: tensors taken over.
+        num_total: tensors that the network has.
+        missing: the network's tensors that the file lacks or has in another shape.
+        unused: the file's tensors that the network has no place for.
+    """
+
+    file: str
+    num_loaded: int
+    num_total: int
+    missing: list[str]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        text = f"{self.file}: {self.num_loaded} of {self.num_total} tensors loaded"
+        if self.missing:
+            text += f"; starting afresh: {_shortened(self.missing)}"
+        if self.unused:
+            text += f"; not used: {_shortened(self.unused)}"
+        return text
+
+
+def save_checkpoint(path: Path, model: Classifier, options: ModelOptions, facts: dict[str, Any]) -> None:
+    """Write ``path`` (safetensors) and the same facts as JSON beside it.
+
+    The facts are also in the safetensors header, so weights and facts can never belong to two different epochs.
+
+    Args:
+        path: ends in ``.safetensors``.
+        model: network to save.
+        options: what it was built from.
+        facts: plain values: classes, epoch, scores, data set.
+    """
+    known = {"model": dataclasses.asdict(options), **facts}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(known)})
+    write_json(path.with_suffix(".json"), known)
+
+
+def load_checkpoint(path: Path, device: torch.device) -> tuple[Classifier, dict[str, Any]]:
+    """Build the network of a checkpoint and load its weights.
+
+    Raises:
+        UserError: the file is missing, damaged or was not written by breastcli.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint", fix="finish or --resume the training first")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get(METADATA_KEY)
+        if metadata is None:
+            raise UserError(f"{path} was not written by breastcli", fix="use it with train --weights instead")
+        facts = json.loads(metadata)
+        options = ModelOptions(**facts["model"])
+        model = build_model(options)
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged ({_first_line(error)})", fix="train again") from error
+    model = model.to(device=device, memory_format=torch.channels_last)
+    return model.eval(), facts
+
+
+def load_initial_weights(model: Classifier, path: Path) -> WeightsReport:
+    """Load weights from safetensors or a state dict, as far as names and shapes agree.
+
+    The file may hold one of our checkpoints, or the library's own network (its tensors go into the trunk). A head of
+    another number of classes is left as it is.
+
+    Raises:
+        UserError: the file is missing, is no weights file, could run code, or fits nowhere.
+    """
+    given = {_unwrapped(name): tensor for name, tensor in _read_tensors(path).items()}
+    own = model.state_dict()
+    chosen: dict[str, Tensor] = {}
+    used: set[str] = set()
+    for name, tensor in own.items():
+        for source in (name, name.removeprefix("trunk.")):
+            if source in given and given[source].shape == tensor.shape:
+                chosen[name] = given[source]
+                used.add(source)
+                break
+    floating = [name for name in chosen if own[name].is_floating_point() and name.startswith("trunk.")]
+    if not floating:
+        raise UserError(f"--weights {path}: nothing in it fits this network", fix="check --arch")
+    model.load_state_dict(chosen, strict=False)
+    return WeightsReport(path.name, len(chosen), len(own), sorted(set(own) - set(chosen)), sorted(set(given) - used))
+
+
+def save_resume(path: Path, values: dict[str, Any]) -> None:
+    """Write everything that a resumed run needs: tensors and plain values only."""
+    with replacing(path) as temporary:
+        torch.save(values, temporary)
+
+
+def load_resume(path: Path, device: torch.device) -> dict[str, Any]:
+    """Read what ``save_resume`` wrote, refusing anything that could run code.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({_first_line(error)})", fix="start again with --overwrite") from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"--weights {path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"--weights {path}: not a plain state dict; loading it could run code", fix="save it as safetensors"
+        ) from error
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise UserError(f"--weights {path}: not a weights file ({_first_line(error)})") from error
+    if isinstance(content, dict):
+        inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
+        tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
+        if tensors:
+            return tensors
+    raise UserError(f"--weights {path}: holds no tensors", fix="give a state dict or safetensors file")
+
+
+def _unwrapped(name: str) -> str:
+    """Strip what training frameworks put before every name."""
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in WRAPPERS:
+            if name.startswith(prefix):
+                name, stripped = name.removeprefix(prefix), True
+    return name
+
+
+def _shortened(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

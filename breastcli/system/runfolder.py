@@ -1,0 +1,188 @@
+"""Run folders: what a job was asked to do, on what, with what, and how it went."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from breastcli import __version__
+from breastcli.config import JobConfig, TrainConfig, UserError, read_section, resolve, to_yaml
+from breastcli.data.store import PreparedData
+from breastcli.files import read_csv, read_json, write_csv, write_json, write_text
+from breastcli.system.runtime import describe_device
+
+RUNS = Path("runs")
+INFO, CONFIG, HISTORY = "run.json", "config.yaml", "history.csv"
+BEST, LAST, RESUME = "checkpoints/best.safetensors", "checkpoints/last.safetensors", "checkpoints/resume.pt"
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow", "safetensors")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that ``train`` began.
+
+    Attributes:
+        folder: where it is.
+        info: the contents of ``run.json``.
+        config: how it was trained.
+    """
+
+    folder: Path
+    info: dict[str, Any]
+    config: TrainConfig
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best epoch."""
+        return self.folder / BEST
+
+    def open_data(self, folder: str | None = None) -> PreparedData:
+        """Open the prepared folder that the run was trained on, or another copy of it.
+
+        Raises:
+            UserError: the folder cannot be used, or holds other images or another split.
+        """
+        data = PreparedData.open(Path(folder or self.config.data))
+        trained_on = self.info["dataset"]
+        for key, what in (("split_fingerprint", "another split"), ("fingerprint", "other images")):
+            if data.card[key] != trained_on[key]:
+                raise UserError(
+                    f"{data.folder} has {what} than {self.folder} was trained on",
+                    fix="pass the right folder with --data, or train again",
+                )
+        return data
+
+
+def find_run(name: str) -> Run:
+    """Open a run folder; "latest" is the one below ``runs/`` that was written last.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    folder = _latest() if name == "latest" else Path(name)
+    if not (folder / INFO).is_file():
+        raise UserError(f"{folder} is not a run folder", fix="give a folder that breastcli train wrote, or latest")
+    info = read_json(folder / INFO)
+    config = resolve(TrainConfig, read_section(folder / CONFIG, "train"), {})
+    return Run(folder, info, config)
+
+
+def _latest() -> Path:
+    written = sorted(RUNS.rglob(INFO), key=lambda path: path.stat().st_mtime)
+    if not written:
+        raise UserError(f"no run below {RUNS}/", fix="run breastcli train first, or give a run folder")
+    return written[-1].parent
+
+
+@contextlib.contextmanager
+def recorded_run(
+    folder: Path, config: JobConfig, device: torch.device, card: Mapping[str, Any], facts: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Keep ``run.json`` true while a job works: running, then finished, interrupted or failed.
+
+    Args:
+        folder: the run folder; it must exist.
+        config: written as ``config.yaml``.
+        device: where the job computes.
+        card: the data set's card.
+        facts: further values for ``run.json``; the yielded dictionary may be added to until the block ends.
+    """
+    started = time.monotonic()
+    info: dict[str, Any] = {
+        "command": type(config).__name__.removesuffix("Config").lower(),
+        "argv": sys.argv,
+        "status": "running",
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": None,
+        "device": describe_device(device),
+        "seed": config.seed,
+        "versions": versions(),
+        "git": git_state(),
+        **facts,
+        "dataset": dict(card),
+    }
+    write_text(folder / CONFIG, to_yaml(config))
+    write_json(folder / INFO, info)
+    try:
+        yield info
+        info["status"] = "finished"
+    except KeyboardInterrupt:
+        info["status"] = "interrupted"
+        raise
+    except BaseException:
+        info["status"] = "failed"
+        raise
+    finally:
+        info["seconds"] = round(time.monotonic() - started, 1)
+        write_json(folder / INFO, info)
+
+
+@contextlib.contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Append what breastcli logs to a file."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("breastcli")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()
+
+
+def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Write ``history.csv``: one row per epoch, every digit, no wall-clock figures, so that two runs can be compared."""
+    if history:
+        write_csv(folder / HISTORY, list(history[0]), ([_plain(v) for v in row.values()] for row in history))
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """Read ``history.csv``; empty where training has not finished an epoch."""
+    path = folder / HISTORY
+    if not path.is_file():
+        return []
+    return [{name: float(value) for name, value in row.items()} for row in read_csv(path)]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of breastcli, Python and the libraries that decide results."""
+    found = {"breastcli": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name in LIBRARIES:
+        found[name] = metadata.version(name)
+    return found
+
+
+def git_state() -> str | None:
+    """Return the commit of breastcli's source ("-dirty" where it was changed), or None where it has none."""
+    source = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=source,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None
+
+
+def _plain(value: float) -> str:
+    return str(value) if isinstance(value, int) else repr(float(value))
