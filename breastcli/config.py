@@ -200,9 +200,21 @@ def resolve(kind: type[Config], section: Mapping[str, Any], flags: Mapping[str, 
         if name not in known:
             near = get_close_matches(name, known, n=1)
             raise UsageError(f"unknown key {key!r}", fix=f"did you mean {near[0]!r}?" if near else "see --help")
-        values[name] = tuple(value) if isinstance(value, list) else value
+        values[name] = _from_yaml(kind, name, value)
     values |= {name: value for name, value in flags.items() if value is not None and value != ()}
     return kind(**values)
+
+
+def _from_yaml(kind: type[JobConfig], name: str, value: Any) -> Any:
+    """Undo YAML's own ideas: lists for tuples, and "1e-4" (no dot) read as text."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, str) and field_types(kind)[name] is float:
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
 
 
 def read_section(path: Path, job: str) -> dict[str, Any]:

@@ -191,7 +191,9 @@ class Predictions:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
         if not rows or "predicted" not in rows[0] or "image_id" not in rows[0]:
             raise UserError(f"{path} is not a predictions file", fix="pass a predictions.csv that breastcli wrote")
-        classes = tuple(name.removeprefix(PROBABILITY_PREFIX) for name in rows[0] if name.startswith(PROBABILITY_PREFIX))
+        classes = tuple(
+            name.removeprefix(PROBABILITY_PREFIX) for name in rows[0] if name.startswith(PROBABILITY_PREFIX)
+        )
         try:
             probs = np.array([[float(row[PROBABILITY_PREFIX + name]) for name in classes] for row in rows])
             predicted = np.array([classes.index(row["predicted"]) for row in rows])

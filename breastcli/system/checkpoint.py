@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file, save
+from torch import Tensor
 
 from breastcli.config import UserError
 from breastcli.files import replacing, write_json
@@ -64,7 +64,8 @@ def save_checkpoint(path: Path, model: Classifier, options: ModelOptions, facts:
     known = {"model": dataclasses.asdict(options), **facts}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(known)})
+        # Written by ourselves, because safetensors' own writer ignores the user's umask.
+        temporary.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(known)}))
     write_json(path.with_suffix(".json"), known)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,35 +17,26 @@ NUM_VIEWS = {"none": 1, "d4": 8}
 
 
 @torch.inference_mode()
-def predict_logits(
-    model: Classifier,
-    batches: Iterable[Tensor],
-    device: torch.device,
-    dtype: torch.dtype,
-    on_batch: Callable[[int], None] = lambda count: None,
-) -> Tensor:
-    """Return the logits (N, K) float32, on the CPU, of uint8 batches (B, 3, H, W)."""
-    model.eval()
-    parts = []
-    for images in batches:
-        with autocast(device, dtype):
-            parts.append(model(to_network(images)).float())
-        on_batch(len(images))
-    return torch.cat(parts).cpu()
-
-
-@torch.inference_mode()
-def predict_probs(
+def predict_log_probs(
     model: Classifier,
     batches: Iterable[Tensor],
     device: torch.device,
     dtype: torch.dtype,
     tta: str = "none",
     on_batch: Callable[[int], None] = lambda count: None,
-) -> np.ndarray:
-    """Return class probabilities (N, K) float64 of uint8 batches (B, 3, H, W).
+) -> Tensor:
+    """Return the logarithms of the class probabilities of many images.
 
-    With ``tta="d4"`` they are the mean over the eight flips and turns of each image.
+    Args:
+        model: network on ``device``; it is put into evaluation mode.
+        batches: uint8 images (B, 3, H, W) on ``device``.
+        device: where to compute.
+        dtype: arithmetic of the network; the softmax is in float32.
+        tta: "none", or "d4" for the mean probability over the eight flips and turns of each image.
+        on_batch: called with the size of every finished batch.
+
+    Returns:
+        (N, K) float64 on the CPU.
     """
     model.eval()
     parts = []
@@ -54,7 +45,7 @@ def predict_probs(
         for element in range(NUM_VIEWS[tta]):
             with autocast(device, dtype):
                 logits = model(to_network(dihedral(images, element)))
-            views.append(logits.double().softmax(dim=1))
-        parts.append(torch.stack(views).mean(dim=0))
+            views.append(logits.float().log_softmax(dim=1))
+        parts.append(torch.stack(views).logsumexp(dim=0) - math.log(len(views)))
         on_batch(len(images))
-    return torch.cat(parts).cpu().numpy()
+    return torch.cat(parts).cpu().double()

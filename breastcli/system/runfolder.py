@@ -147,7 +147,7 @@ def logging_to(path: Path) -> Iterator[None]:
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
-    """Write ``history.csv``: one row per epoch, every digit, no wall-clock figures, so that two runs can be compared."""
+    """Write ``history.csv``: one row per epoch with every digit, and no times, so that two runs can be compared."""
     if history:
         write_csv(folder / HISTORY, list(history[0]), ([_plain(v) for v in row.values()] for row in history))
 

@@ -1,0 +1,169 @@
+"""The command line: one Typer command per job, made from the job's configuration class."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from breastcli import __version__
+from breastcli.config import JOBS, JobConfig, UserError, field_types, flag_of, read_section, resolve, to_yaml
+
+SUMMARIES = {
+    "prepare": "Turn a raw data set into one array of images with a split that does not leak.",
+    "train": "Train a network on a prepared data set.",
+    "evaluate": "Score a run, or the folds of a cross-validation, on images it never saw.",
+    "predict": "Predict image files with a trained run.",
+}
+COMMON_PANEL = "Common options"
+# Options of the command line itself, not of the job.
+CLI_ONLY: dict[str, tuple[Any, Any, str]] = {
+    "config": (Path | None, None, "YAML file with a section for this job; flags take precedence."),
+    "print_config": (bool, False, "Print the resolved configuration and stop."),
+    "json": (bool, False, "Print one JSON object on stdout and nothing else."),
+    "quiet": (bool, False, "No progress bars, no information; only warnings and errors."),
+    "debug": (bool, False, "Show the traceback of an error."),
+}
+
+app = typer.Typer(
+    name="breastcli",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"breastcli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Classify breast-cancer images reproducibly, and evaluate honestly."""
+
+
+def _parameters(kind: type[JobConfig]) -> Iterator[inspect.Parameter]:
+    """Yield a Typer parameter for every field of a job's configuration, then those of the command line itself."""
+    types = field_types(kind)
+    common = {field.name for field in dataclasses.fields(JobConfig)} - {"out"}
+    fields = dataclasses.fields(kind)
+    for field in sorted(fields, key=lambda field: (not field.metadata["positional"], field.name in common)):
+        rules = field.metadata
+        several = types[field.name] == tuple[str, ...]
+        value_type = list[str] if several else types[field.name]
+        settings: dict[str, Any] = {"help": rules["help"] + _shown(field.default), "show_default": False}
+        if rules["positional"]:
+            metavar = {"runs": "RUN…", "images": "IMAGE_OR_FOLDER…"}.get(field.name, field.name.upper())
+            declared = typer.Argument(metavar=metavar, **settings)
+        else:
+            flag = flag_of(field.name)
+            names = f"{flag}/--no-{flag.removeprefix('--')}" if value_type is bool else flag
+            if rules["choices"]:
+                settings["autocompletion"] = _completion(rules["choices"])
+            panel = COMMON_PANEL if field.name in common else None
+            declared = typer.Option(names, metavar=rules["metavar"], rich_help_panel=panel, **settings)
+        annotation = Annotated[value_type | None, declared]
+        yield inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    for name, (value_type, default, text) in CLI_ONLY.items():
+        declared = typer.Option(flag_of(name), help=text, rich_help_panel=COMMON_PANEL, show_default=False)
+        yield inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[value_type, declared]
+        )
+
+
+def _shown(default: Any) -> str:
+    """Return the default as part of a help text; the flags themselves default to "not given"."""
+    return "" if default is None or default is False or default == () else f" (default: {default})"
+
+
+def _completion(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
+    return lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
+
+
+def _add_command(job: str, kind: type[JobConfig]) -> None:
+    """Add the command of one job; its module is imported only when it runs."""
+
+    def command(**values: Any) -> None:
+        settings = {name: values.pop(name) for name in CLI_ONLY}
+        raise typer.Exit(_run(job, kind, values, **settings))
+
+    parameters = list(_parameters(kind))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = SUMMARIES[job]
+    app.command(job)(command)
+
+
+def _run(
+    job: str,
+    kind: type[JobConfig],
+    flags: dict[str, Any],
+    *,
+    config: Path | None,
+    print_config: bool,
+    json: bool,
+    quiet: bool,
+    debug: bool,
+) -> int:
+    """Run one job and return the exit code."""
+    from breastcli import console
+
+    try:
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items()}
+        section = read_section(config, job) if config else {}
+        resolved = resolve(kind, section, given)
+        if print_config:
+            typer.echo(to_yaml(resolved), nl=False)
+            return 0
+        if getattr(resolved, "arch", "") == "help":
+            console.show_architectures()
+            return 0
+        with console.watching(quiet=quiet) as progress:
+            module = importlib.import_module(f"breastcli.{job}")
+            result = getattr(module, job)(resolved, progress)
+        if json:
+            console.show_json(result)
+        else:
+            console.SHOW[job](result)
+    except UserError as error:
+        if debug:
+            raise
+        console.show_error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        resume = "; continue with the same command and --resume" if hasattr(kind, "resume") else ""
+        console.show_error(f"interrupted{resume}")
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        console.show_error(f"{type(error).__name__}: {reason} (a defect of breastcli; --debug shows where)")
+        return 1
+    return 0
+
+
+for _job, _kind in JOBS.items():
+    _add_command(_job, _kind)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except BrokenPipeError:
+        # The reader of our output went away (``| head``): nothing is left to say.
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,242 @@
+"""What the command line shows: progress and warnings on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+from breastcli.progress import SILENT, Progress
+from breastcli.records import Interval
+
+if TYPE_CHECKING:
+    from breastcli.evaluate import EvaluateResult
+    from breastcli.predict import PredictResult
+    from breastcli.prepare import PrepareResult
+    from breastcli.train import TrainResult
+
+OUT = Console(highlight=False, soft_wrap=True)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+SHORT = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1_weighted", "roc_auc")
+MAX_LISTED = 20
+
+
+class _Speed(ProgressColumn):
+    """Steps per second, in the task's own unit."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.1f} {task.fields['unit']}/s" if speed else "", style="cyan")
+
+
+class _RichProgress:
+    """Draws the ``Progress`` protocol as bars; a finished task makes room for the next."""
+
+    def __init__(self, bars: Bars) -> None:
+        self.bars = bars
+        self.tasks: dict[str, TaskID] = {}
+
+    def begin(self, task: str, total: int, unit: str) -> None:
+        for name, known in list(self.tasks.items()):
+            if name == task or self.bars.tasks[self.bars.task_ids.index(known)].finished:
+                self.bars.remove_task(self.tasks.pop(name))
+        self.tasks[task] = self.bars.add_task(escape(task), total=total, unit=unit, figures="")
+
+    def advance(self, task: str, amount: int = 1, **figures: float) -> None:
+        fields = {"figures": ", ".join(f"{name} {value:.4f}" for name, value in figures.items())} if figures else {}
+        self.bars.update(self.tasks[task], advance=amount, **fields)
+
+
+class _StderrLog(logging.Handler):
+    """Log lines that do not tear the progress bars apart."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = escape(record.getMessage())
+        ERR.print(f"[yellow]warning:[/yellow] {text}" if record.levelno >= logging.WARNING else f"[dim]{text}[/dim]")
+
+
+@contextlib.contextmanager
+def watching(*, quiet: bool) -> Iterator[Progress]:
+    """Show log lines, and bars where stderr is a terminal, while a job works."""
+    logger = logging.getLogger("breastcli")
+    handler = _StderrLog(logging.WARNING if quiet else logging.INFO)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        if quiet or not ERR.is_terminal:
+            yield SILENT
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            _Speed(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("[dim]{task.fields[figures]}[/dim]"),
+        )
+        with Bars(*columns, console=ERR, transient=True) as bars:
+            yield _RichProgress(bars)
+    finally:
+        logger.removeHandler(handler)
+
+
+def show_error(text: str) -> None:
+    """Print one line about what went wrong."""
+    ERR.print(f"[red]error:[/red] {escape(text)}")
+
+
+def show_json(result: Any) -> None:
+    """Print the result as one JSON object, the output path last."""
+    values = {**result.to_json(), "out": str(result.out)}
+    print(json.dumps(values, ensure_ascii=False, allow_nan=False))
+
+
+def show_prepare(result: PrepareResult) -> None:
+    """Print what was prepared: images and exams per side and class."""
+    card = result.card
+    _stamp(card["split"]["leaky"], card["drawn"])
+    unit = "exams" if card["num_exams"] else "groups"
+    table = _table(f"{card['title']}: {card['num_images']:,} images, {card['num_exams']} exams", ["", *card["classes"]])
+    cells = {(row["side"], row["class"]): f"{row['images']:,} ({row['exams']} {unit})" for row in card["counts"]}
+    folds = card["split"]["folds"]
+    for side in [str(k) for k in range(folds)] if folds else ["train", "val", "test"]:
+        name = f"fold {side}" if folds else side
+        table.add_row(name, *(cells.get((side, label), "none") for label in card["classes"]))
+    OUT.print(table)
+    for note in card["notes"]:
+        OUT.print(f"- {escape(note)}")
+    if card["num_rejected"]:
+        OUT.print(f"- {card['num_rejected']} files left out: {result.out / 'rejected.csv'}")
+    if card["num_stain_fallbacks"]:
+        OUT.print(f"- {card['num_stain_fallbacks']} images kept their own stain: too little tissue")
+    OUT.print(str(result.out))
+
+
+def show_train(result: TrainResult) -> None:
+    """Print the best epoch."""
+    _stamp(result.leaky, drawn=False)
+    images, weights = result.num_images, result.num_parameters
+    table = _table(f"best of {len(result.history)} epochs", ["", ""])
+    table.add_row("trained on", f"{images['train']:,} images, validated on {images['val']:,}")
+    table.add_row("parameters", f"{weights['all']:,} ({weights['trainable']:,} trained)")
+    for name, value in result.best.items():
+        table.add_row(name, f"{value:.0f}" if name == "epoch" else f"{value:.4g}")
+    OUT.print(table)
+    OUT.print(str(result.out))
+
+
+def show_evaluate(result: EvaluateResult) -> None:
+    """Print all figures at image and patient level, and the short ones of every subset."""
+    from breastcli.metrics.classification import METRICS
+
+    _stamp(result.document["dataset"]["leaky"], result.document["dataset"]["drawn"])
+    image, patient = result.image, result.patient
+    heads = ["", f"images (n = {image.n:,})"]
+    if patient:
+        heads += [f"patients, majority vote (n = {patient.vote.n})", "patients, mean probability"]
+    table = _table(f"{', '.join(result.document['runs'])}: {result.document['split']}", heads)
+    if patient:
+        table.add_row("Patient recognition rate", "", _interval(patient.recognition_rate), "")
+    for name, metric in METRICS.items():
+        levels = [image, *([patient.vote, patient.mean] if patient else [])]
+        table.add_row(metric.title, *(_interval(scores.overall[name]) for scores in levels))
+    OUT.print(table)
+    for title, subsets in (("magnification", result.by_magnification), ("subtype", result.by_subtype)):
+        if len(subsets) > 1:
+            _show_subsets(title, subsets)
+    for spread in _spread_lines(result.document):
+        OUT.print(spread)
+    for note in image.notes:
+        OUT.print(f"[dim]- {escape(note)}[/dim]")
+    OUT.print(f"report: {result.report}")
+    OUT.print(str(result.out))
+
+
+def show_predict(result: PredictResult) -> None:
+    """Print the first predictions, per patient where the names tell."""
+    predictions = result.predictions
+    for title, values, names in (
+        ("images", predictions, predictions.column("path")),
+        ("patients, mean probability", result.patients, None),
+    ):
+        if values is None:
+            continue
+        table = _table(f"{len(values):,} {title}", ["", "predicted", *values.classes])
+        for row in range(min(len(values), MAX_LISTED)):
+            label = values.image_ids[row] if names is None else names[row]
+            probs = (f"{value:.3f}" for value in values.probs[row])
+            table.add_row(escape(str(label)), values.classes[values.predicted[row]], *probs)
+        if len(values) > MAX_LISTED:
+            table.add_row(f"… {len(values) - MAX_LISTED:,} more", "", *("" for _ in values.classes))
+        OUT.print(table)
+    if result.rejected:
+        OUT.print(f"- {len(result.rejected)} files could not be read")
+    OUT.print(str(result.out))
+
+
+def show_architectures() -> None:
+    """Print the networks that ``--arch`` knows by name, and the two doors to the libraries."""
+    import torch
+
+    from breastcli.models import ARCHITECTURES, ModelOptions, num_parameters
+
+    table = _table("networks", ["--arch", "parameters (2 classes)", "source"])
+    for name in ARCHITECTURES.names():
+        architecture = ARCHITECTURES.get(name)
+        with torch.device("meta"):
+            count = num_parameters(architecture.build(ModelOptions(name, 2), False))
+        table.add_row(name, f"{count:,}", architecture.source)
+    table.add_row("timm/<name>", "", "any classifier of timm")
+    table.add_row("torchvision/<name>", "", "any classifier of torchvision")
+    OUT.print(table)
+
+
+def _show_subsets(title: str, subsets: dict[str, Any]) -> None:
+    from breastcli.metrics.classification import METRICS
+
+    table = _table(f"by {title}", ["", "n", *(METRICS[name].title for name in SHORT)])
+    for name, scores in subsets.items():
+        table.add_row(escape(name), f"{scores.n:,}", *(_interval(scores.overall[metric]) for metric in SHORT))
+    OUT.print(table)
+
+
+def _spread_lines(document: dict[str, Any]) -> list[str]:
+    if not document["spread"]:
+        return []
+    shown = ((name, document["spread"][name]) for name in SHORT if name in document["spread"])
+    figures = ", ".join(f"{name} {one['mean']:.3f} ± {one['sd']:.3f}" for name, one in shown)
+    return [f"over {len(document['folds'])} runs (mean ± standard deviation): {figures}"]
+
+
+def _stamp(leaky: str | None, drawn: bool) -> None:
+    if leaky:
+        OUT.print(f"[bold red]{leaky}[/bold red]")
+    if drawn:
+        OUT.print("[bold yellow]drawn by a program, not real tissue[/bold yellow]")
+
+
+def _table(title: str, heads: list[str]) -> Table:
+    table = Table(title=escape(title), title_justify="left", title_style="bold")
+    for number, head in enumerate(heads):
+        table.add_column(escape(head), justify="left" if number == 0 else "right")
+    return table
+
+
+def _interval(figure: Interval) -> str:
+    if figure.value != figure.value:
+        return "–"
+    if figure.low != figure.low:
+        return f"{figure.value:.3f}"
+    return f"{figure.value:.3f} [dim]({figure.low:.3f}–{figure.high:.3f})[/dim]"
+
+
+SHOW = {"prepare": show_prepare, "train": show_train, "evaluate": show_evaluate, "predict": show_predict}

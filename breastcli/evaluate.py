@@ -1,0 +1,294 @@
+"""evaluate: what a trained network gets right on images it never saw, with intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from breastcli.config import EvaluateConfig, UsageError, UserError, parse_magnification
+from breastcli.data.loading import load_batches, make_batches
+from breastcli.data.store import PreparedData
+from breastcli.files import claim_folder, replacing, write_json
+from breastcli.metrics.classification import (
+    PatientScores,
+    choose_threshold,
+    score_images,
+    score_patients,
+    score_subsets,
+)
+from breastcli.models import Classifier
+from breastcli.progress import SILENT, Progress
+from breastcli.records import Predictions, Scores
+from breastcli.reporting import plots
+from breastcli.reporting.report import write_report
+from breastcli.system.checkpoint import load_checkpoint
+from breastcli.system.inference import predict_log_probs
+from breastcli.system.runfolder import INFO, Run, find_run, versions
+from breastcli.system.runtime import describe_device, resolve_device, resolve_precision
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("path", "patient", "exam", "magnification", "subtype")
+DRAWN = "drawn by a program, not real tissue"
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """What ``evaluate`` found.
+
+    Attributes:
+        out: folder of ``metrics.json``, ``predictions.csv`` and the plots.
+        report: the page that shows it.
+        document: the contents of ``metrics.json``.
+        image: figures that count images.
+        patient: figures that count patients, or None where patients are unknown.
+        by_magnification: figures of each magnification, where there are several.
+        by_subtype: figures of each subtype.
+        seconds: wall-clock time.
+    """
+
+    out: Path
+    report: Path
+    document: dict[str, Any]
+    image: Scores
+    patient: PatientScores | None
+    by_magnification: dict[str, Scores]
+    by_subtype: dict[str, Scores]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-safe dictionary."""
+        return {**self.document, "seconds": self.seconds, "report": str(self.report)}
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """One run's predictions."""
+
+    run: Run
+    data: PreparedData
+    predictions: Predictions
+    threshold: float | None
+
+
+def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateResult:
+    """Predict the held-out images of one run, or of the folds of a cross-validation, and score them.
+
+    Several runs are pooled: every image is predicted once, by the run that did not train on it, and the figures of the
+    single runs are given beside the pooled ones.
+
+    Raises:
+        UsageError: an option that cannot be accepted.
+        UserError: a run, its data or the output folder cannot be used.
+    """
+    started = time.monotonic()
+    runs = _find_runs(config)
+    root = _root(runs)
+    out = Path(config.out) if config.out else root / "evaluate" / config.split
+    claim_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out")
+    device = resolve_device(config.device)
+    parts = [_evaluate_run(run, config, device, progress) for run in runs]
+    predictions = _pool(parts)
+    settings = {"resamples": config.resamples, "seed": config.seed}
+    image = score_images(predictions, **settings)
+    patient = score_patients(predictions, **settings)
+    by_magnification = score_subsets(predictions, "magnification", **settings)
+    by_subtype = score_subsets(predictions, "subtype", **settings)
+    document = {
+        **_provenance(parts, config),
+        "image": image.to_json(),
+        "patient": patient.to_json() if patient else None,
+        "by_magnification": {name: scores.to_json() for name, scores in by_magnification.items()},
+        "by_subtype": {name: scores.to_json() for name, scores in by_subtype.items()},
+        **_spread(parts, settings),
+    }
+    with replacing(out / "predictions.csv") as temporary:
+        predictions.to_csv(temporary)
+    _draw_plots(out, predictions, image, document["dataset"])
+    write_json(out / "metrics.json", document)
+    if len(runs) > 1:
+        _describe_pool(root, parts, device, config, time.monotonic() - started)
+    report = write_report(root)
+    seconds = time.monotonic() - started
+    return EvaluateResult(out, report, document, image, patient, by_magnification, by_subtype, seconds)
+
+
+def _find_runs(config: EvaluateConfig) -> list[Run]:
+    if config.runs and config.run:
+        raise UsageError("run folders are given twice", fix="give them as arguments or with --run, not both")
+    names = config.runs or ((config.run,) if config.run else ())
+    if not names:
+        raise UsageError("evaluate needs a run folder", fix="breastcli evaluate RUN, or --run latest")
+    return [find_run(name) for name in names]
+
+
+def _root(runs: list[Run]) -> Path:
+    """Return the folder whose report shows the result: the run's own, or one named after what several share."""
+    if len(runs) == 1:
+        return runs[0].folder
+    shared = re.sub(r"-fold\d+$", "", runs[0].folder.name)
+    return runs[0].folder.parent / f"{shared}-pooled"
+
+
+def _evaluate_run(run: Run, config: EvaluateConfig, device: torch.device, progress: Progress) -> _Evaluated:
+    data = run.open_data(config.data)
+    model, facts = load_checkpoint(run.best, device)
+    if tuple(facts["classes"]) != data.classes:
+        raise UserError(f"{run.best} knows other classes than {data.folder}", fix="train again")
+    if config.threshold != "0.5" and len(data.classes) != 2:
+        raise UsageError(f"--threshold {config.threshold}: needs two classes, not {len(data.classes)}")
+    probs, rows = _predict(run, data, config.split, model, config, device, progress)
+    threshold = None
+    predicted = probs.argmax(axis=1)
+    if len(data.classes) == 2:
+        threshold = _threshold(run, data, model, config, device, progress)
+        predicted = (probs[:, 1] >= threshold).astype(np.int64)
+    records = [data.rows[row].record for row in rows]
+    columns = {name: _strings(getattr(record, name) or "" for record in records) for name in COLUMNS}
+    columns["run"] = _strings(run.folder.name for _ in records)
+    ids = _strings(record.image_id for record in records)
+    predictions = Predictions(ids, data.classes, probs, predicted, data.labels[rows], columns)
+    return _Evaluated(run, data, predictions, threshold)
+
+
+def _predict(
+    run: Run,
+    data: PreparedData,
+    split: str,
+    model: Classifier,
+    config: EvaluateConfig,
+    device: torch.device,
+    progress: Progress,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return probabilities (n, K) and row numbers (n,) of one split."""
+    rows = data.select(split, fold=run.config.fold, magnification=parse_magnification(run.config.mag))
+    task = f"{run.folder.name} {split}"
+    progress.begin(task, len(rows), "images")
+    log_probs = predict_log_probs(
+        model,
+        (batch.images for batch in load_batches(data, make_batches(rows, config.batch_size), device)),
+        device,
+        resolve_precision(config.precision, device),
+        config.tta,
+        on_batch=lambda count: progress.advance(task, count),
+    )
+    return log_probs.exp().numpy(), rows
+
+
+def _threshold(
+    run: Run,
+    data: PreparedData,
+    model: Classifier,
+    config: EvaluateConfig,
+    device: torch.device,
+    progress: Progress,
+) -> float:
+    """Return the decision threshold; a ``val-`` rule is fitted on validation images, never on those to be scored."""
+    if not config.threshold.startswith("val-"):
+        return choose_threshold(np.zeros(0), np.zeros(0), config.threshold)
+    if config.split == "val":
+        raise UsageError(f"--threshold {config.threshold}: would be fitted on the images it scores", fix="use a number")
+    probs, rows = _predict(run, data, "val", model, config, device, progress)
+    return choose_threshold(data.labels[rows], probs[:, 1], config.threshold)
+
+
+def _pool(parts: list[_Evaluated]) -> Predictions:
+    """Join the predictions of several runs of one data set, refusing images that two runs predicted."""
+    first = parts[0]
+    for part in parts[1:]:
+        if part.data.card["split_fingerprint"] != first.data.card["split_fingerprint"]:
+            raise UserError(
+                f"{part.run.folder} and {first.run.folder} differ in their splits", fix="evaluate them apart"
+            )
+    pooled = Predictions.concatenate([part.predictions for part in parts])
+    names, counts = np.unique(pooled.image_ids.astype(str), return_counts=True)
+    if counts.max() > 1:
+        raise UserError(
+            f"{int((counts > 1).sum())} images (such as {names[counts.argmax()]}) were predicted by two runs",
+            fix="pool runs of different folds",
+        )
+    return pooled
+
+
+def _provenance(parts: list[_Evaluated], config: EvaluateConfig) -> dict[str, Any]:
+    """Return where the figures come from."""
+    card = parts[0].data.card
+    thresholds = [part.threshold for part in parts]
+    return {
+        "runs": [str(part.run.folder) for part in parts],
+        "split": config.split,
+        "threshold": {
+            "rule": config.threshold,
+            "value": thresholds[0] if len(set(thresholds)) == 1 else None,
+            "per_run": thresholds,
+        },
+        "tta": config.tta,
+        "dataset": {
+            "name": card["name"],
+            "drawn": card["drawn"],
+            "leaky": card["split"]["leaky"],
+            "split_level": card["split"]["level"],
+            "fingerprint": card["fingerprint"],
+            "split_fingerprint": card["split_fingerprint"],
+            "notes": card["notes"],
+        },
+    }
+
+
+def _spread(parts: list[_Evaluated], settings: dict[str, int]) -> dict[str, Any]:
+    """Return the figures of the single runs, and their mean and standard deviation."""
+    if len(parts) == 1:
+        return {"folds": None, "spread": None}
+    folds = []
+    for part in parts:
+        scores = score_images(part.predictions, **settings)
+        overall = {name: figure.to_json()["value"] for name, figure in scores.overall.items()}
+        folds.append({"run": str(part.run.folder), "n": scores.n, "overall": overall})
+    spread = {}
+    for name in folds[0]["overall"]:
+        values = [fold["overall"][name] for fold in folds if fold["overall"][name] is not None]
+        if len(values) > 1:
+            spread[name] = {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
+    return {"folds": folds, "spread": spread}
+
+
+def _draw_plots(out: Path, predictions: Predictions, image: Scores, dataset: dict[str, Any]) -> None:
+    stamp = ", ".join(filter(None, (dataset["leaky"], DRAWN if dataset["drawn"] else "")))
+    plots.plot_confusion(image, out / "confusion.png", stamp=stamp)
+    plots.plot_roc(predictions, out / "roc.png", stamp=stamp)
+    plots.plot_precision_recall(predictions, out / "precision_recall.png", stamp=stamp)
+    plots.plot_reliability(predictions, out / "reliability.png", stamp=stamp)
+    if all(predictions.column("patient")):
+        plots.plot_patients(predictions, out / "patients.png", stamp=stamp)
+
+
+def _describe_pool(
+    root: Path, parts: list[_Evaluated], device: torch.device, config: EvaluateConfig, seconds: float
+) -> None:
+    """Write a ``run.json`` for the folder of pooled runs, which nothing trained."""
+    first = parts[0].run
+    known = {name: first.info.get(name) for name in ("argv", "started", "git", "dataset")}
+    values = {
+        "command": "evaluate",
+        "status": "finished",
+        "device": describe_device(device),
+        "seed": config.seed,
+        "seconds": round(seconds, 1),
+        "versions": versions(),
+        **known,
+        "runs": [str(part.run.folder) for part in parts],
+        "train": dataclasses.asdict(first.config),
+    }
+    write_json(root / INFO, values)
+
+
+def _strings(values: Any) -> np.ndarray:
+    return np.array(list(values), dtype=object)

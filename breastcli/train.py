@@ -1,0 +1,299 @@
+"""train: fit one network to the training images of a prepared folder and keep the best epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from breastcli.config import TrainConfig, UserError, parse_magnification, read_section, resolve
+from breastcli.data.store import PreparedData
+from breastcli.files import claim_folder, write_csv
+from breastcli.losses import LOSSES
+from breastcli.models import ModelOptions, build_model, freeze, num_parameters
+from breastcli.progress import SILENT, Progress
+from breastcli.reporting.plots import plot_curves
+from breastcli.reporting.report import write_report
+from breastcli.system.checkpoint import (
+    load_initial_weights,
+    load_resume,
+    save_checkpoint,
+    save_resume,
+)
+from breastcli.system.runfolder import BEST, CONFIG, LAST, RESUME, RUNS, logging_to, recorded_run, write_history
+from breastcli.system.runtime import (
+    resolve_device,
+    resolve_precision,
+    seed_everything,
+    use_deterministic_kernels,
+)
+from breastcli.system.training import Session, learning_rate, make_optimizer, train_epoch, validate
+
+logger = logging.getLogger(__name__)
+
+SMOKE_IMAGES = 64
+# What may differ when an interrupted run is resumed: everything else would change its history.
+FREE_ON_RESUME = frozenset({"resume", "overwrite", "out", "device", "workers", "epochs"})
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What ``train`` made.
+
+    Attributes:
+        out: the run folder.
+        history: one row per epoch.
+        best: the row of the best epoch.
+        num_images: training and validation images.
+        num_parameters: all and trainable parameters.
+        seconds: time of this call.
+        leaky: the stamp of an image-level split, or None.
+    """
+
+    out: Path
+    history: list[dict[str, float]]
+    best: dict[str, float]
+    num_images: dict[str, int]
+    num_parameters: dict[str, int]
+    seconds: float
+    leaky: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-safe dictionary."""
+        values = dataclasses.asdict(self)
+        del values["out"]
+        return _without_nan(values)
+
+
+def default_out(config: TrainConfig) -> Path:
+    """Return the run folder of a configuration that names none: ``runs/ARCH-MAG``, with the fold where there is one."""
+    magnification = parse_magnification(config.mag)
+    name = f"{config.arch.replace('/', '-')}-{magnification.lower() if magnification else 'all'}"
+    return RUNS / (name if config.fold is None else f"{name}-fold{config.fold}")
+
+
+def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
+    """Train, keeping the best epoch by ``config.monitor``, every epoch's figures, and what ``--resume`` needs.
+
+    The test split is not read. On the CPU the same configuration gives the same history bit for bit, also when the run
+    was interrupted and resumed: every epoch draws its randomness from the seed and its own number.
+
+    Raises:
+        UsageError: an option that cannot be accepted.
+        UserError: the data or weights cannot be used, memory ran out, or the loss stopped being a number.
+    """
+    started = time.monotonic()
+    if config.smoke:
+        config = dataclasses.replace(config, epochs=1)
+    out = Path(config.out) if config.out else default_out(config)
+    data = PreparedData.open(Path(config.data))
+    device = resolve_device(config.device)
+    if config.deterministic:
+        use_deterministic_kernels()
+    _claim(out, config)
+    with logging_to(out / "log.txt"):
+        session = _start(config, data, device, progress)
+        _restore(session, out)
+        facts = {
+            "data": str(data.folder),
+            "precision": str(session.dtype).removeprefix("torch."),
+            "num_images": {name: len(rows) for name, rows in session.rows.items()},
+        }
+        with recorded_run(out, config, device, data.card, facts) as info, _clear_memory_errors(config):
+            _fit(session, out)
+            best = _best(session.history, config.monitor)
+            info["best"] = _without_nan(best)
+            save_checkpoint(out / LAST, session.model, session.options, _facts(session, session.history[-1]))
+        write_report(out)
+    return TrainResult(
+        out=out,
+        history=session.history,
+        best=best,
+        num_images={name: len(rows) for name, rows in session.rows.items()},
+        num_parameters={
+            "all": num_parameters(session.model),
+            "trainable": num_parameters(session.model, trainable=True),
+        },
+        seconds=time.monotonic() - started,
+        leaky=data.card["split"]["leaky"],
+    )
+
+
+def _claim(out: Path, config: TrainConfig) -> None:
+    """Take the run folder: new, to be resumed under the same options, or to be overwritten."""
+    claim_folder(out, allowed=config.resume or config.overwrite, hint="use --resume, --overwrite or another --out")
+    if config.resume and (out / RESUME).is_file():
+        before = resolve(TrainConfig, read_section(out / CONFIG, "train"), {})
+        for field in dataclasses.fields(TrainConfig):
+            old, new = getattr(before, field.name), getattr(config, field.name)
+            if old != new and field.name not in FREE_ON_RESUME:
+                flag = field.name.replace("_", "-")
+                raise UserError(f"{out} was trained with --{flag} {old}, not {new}", fix="resume with the same options")
+    elif config.overwrite:
+        for stale in (BEST, LAST, RESUME, "history.csv", "timing.csv", "curves.png", "log.txt"):
+            (out / stale).unlink(missing_ok=True)
+
+
+def _start(config: TrainConfig, data: PreparedData, device: torch.device, progress: Progress) -> Session:
+    """Choose the images, build the network and everything around it."""
+    magnification = parse_magnification(config.mag)
+    rows = {split: data.select(split, fold=config.fold, magnification=magnification) for split in ("train", "val")}
+    if config.smoke:
+        generator = np.random.default_rng(config.seed)
+        rows = {name: np.sort(generator.permutation(chosen)[:SMOKE_IMAGES]) for name, chosen in rows.items()}
+    num_classes = len(data.classes)
+    counts = np.bincount(data.labels[rows["train"]], minlength=num_classes)
+    if not counts.all():
+        lacking = data.classes[int(counts.argmin())]
+        raise UserError(f"no training image shows {lacking}", fix="choose another --mag or --fold")
+    seed_everything(config.seed)
+    options = ModelOptions(
+        arch=config.arch,
+        num_classes=num_classes,
+        size_px=data.size_px,
+        dropout=config.dropout,
+        attention_stage=config.attention_stage,
+        reduction=config.reduction,
+    )
+    model = build_model(options, pretrained=config.pretrained)
+    if config.weights:
+        logger.info("weights: %s", load_initial_weights(model, Path(config.weights)))
+    num_frozen = freeze(model, config.freeze)
+    logger.info("%s: %s parameters, %s frozen", config.arch, f"{num_parameters(model):,}", f"{num_frozen:,}")
+    model = model.to(device=device, memory_format=torch.channels_last)
+    weights = None
+    if config.imbalance == "weights":
+        weights = torch.tensor(counts.sum() / (num_classes * counts), dtype=torch.float32, device=device)
+    dtype = resolve_precision(config.precision, device)
+    return Session(
+        config=config,
+        data=data,
+        rows=rows,
+        device=device,
+        dtype=dtype,
+        model=model,
+        options=options,
+        optimizer=make_optimizer(model, config, device),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        loss=LOSSES.get(config.loss)(weights),
+        progress=progress,
+    )
+
+
+def _fit(session: Session, out: Path) -> None:
+    """Train the epochs that are not done yet."""
+    config = session.config
+    session.progress.begin("epochs", config.epochs, "epochs")
+    session.progress.advance("epochs", len(session.history))
+    stepped = torch.compile(session.model) if config.compile else session.model
+    for epoch in range(len(session.history) + 1, config.epochs + 1):
+        if _exhausted(session.history, config):
+            logger.info("stopped: no better %s for %d epochs", config.monitor, config.patience)
+            return
+        seed_everything(config.seed, epoch)
+        rate = learning_rate(config, epoch)
+        for group in session.optimizer.param_groups:
+            group["lr"] = rate
+        began = time.monotonic()
+        train_loss = train_epoch(session, stepped, epoch)
+        seconds = time.monotonic() - began
+        row = {"epoch": epoch, "lr": rate, "train_loss": train_loss, **validate(session, epoch)}
+        session.history.append(row)
+        session.timing.append((epoch, seconds, len(session.rows["train"]) / seconds))
+        _save_epoch(session, out)
+        logger.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4f}" for name, value in list(row.items())[2:]))
+        session.progress.advance("epochs", 1, **{config.monitor: row[config.monitor]})
+
+
+def _best(history: list[dict[str, float]], monitor: str) -> dict[str, float]:
+    """Return the row of the best epoch, the earliest of equals."""
+    sign = -1 if monitor == "val_loss" else 1
+    return max(history, key=lambda row: -math.inf if math.isnan(row[monitor]) else sign * row[monitor])
+
+
+def _exhausted(history: list[dict[str, float]], config: TrainConfig) -> bool:
+    if config.patience is None or not history:
+        return False
+    return len(history) - int(_best(history, config.monitor)["epoch"]) >= config.patience
+
+
+def _save_epoch(session: Session, out: Path) -> None:
+    """Save an epoch; ``resume.pt`` comes last, so that a kill before it repeats the epoch and nothing else."""
+    row = session.history[-1]
+    if _best(session.history, session.config.monitor) is row:
+        save_checkpoint(out / BEST, session.model, session.options, _facts(session, row))
+    write_history(out, session.history)
+    write_csv(out / "timing.csv", ("epoch", "seconds", "images_per_second"), session.timing)
+    plot_curves(session.history, out / "curves.png", int(_best(session.history, session.config.monitor)["epoch"]))
+    save_resume(
+        out / RESUME,
+        {
+            "history": session.history,
+            "timing": session.timing,
+            "model": session.model.state_dict(),
+            "optimizer": session.optimizer.state_dict(),
+            "scaler": session.scaler.state_dict(),
+            "split_fingerprint": session.data.card["split_fingerprint"],
+        },
+    )
+
+
+def _restore(session: Session, out: Path) -> None:
+    """Take over what an interrupted run finished."""
+    path = out / RESUME
+    if not session.config.resume or not path.is_file():
+        return
+    saved = load_resume(path, session.device)
+    if saved["split_fingerprint"] != session.data.card["split_fingerprint"]:
+        raise UserError(f"{out} was trained on another split of {session.data.folder}", fix="use --overwrite")
+    session.model.load_state_dict(saved["model"])
+    session.optimizer.load_state_dict(saved["optimizer"])
+    session.scaler.load_state_dict(saved["scaler"])
+    session.history.extend(saved["history"])
+    session.timing.extend(tuple(row) for row in saved["timing"])
+    logger.info("resuming after epoch %d", len(session.history))
+
+
+def _facts(session: Session, row: dict[str, float]) -> dict[str, Any]:
+    """Return what a checkpoint must know about itself."""
+    card = session.data.card
+    return {
+        "classes": list(session.data.classes),
+        "epoch": row["epoch"],
+        "scores": _without_nan(row),
+        "monitor": session.config.monitor,
+        "stain": card["stain"],
+        "dataset": {name: card[name] for name in ("name", "fingerprint", "split_fingerprint", "task")},
+        "leaky": card["split"]["leaky"],
+    }
+
+
+@contextlib.contextmanager
+def _clear_memory_errors(config: TrainConfig) -> Iterator[None]:
+    """Turn running out of device memory into one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        smaller = max(1, config.batch_size // 2)
+        raise UserError(
+            f"the device's memory does not hold {config.arch} with --batch-size {config.batch_size}",
+            fix=f"try --batch-size {smaller} with --overwrite",
+        ) from error
+
+
+def _without_nan(value: Any) -> Any:
+    """Return a JSON-safe copy: NaN becomes None."""
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
