@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
@@ -16,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from breastcli.progress import SILENT, Progress
-from breastcli.records import Interval
+from breastcli.records import DRAWN, Interval, Scores
 
 if TYPE_CHECKING:
     from breastcli.evaluate import EvaluateResult
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from breastcli.prepare import PrepareResult
     from breastcli.train import TrainResult
 
-OUT = Console(highlight=False, soft_wrap=True)
+PIPE_WIDTH = 120  # columns where stdout is not a terminal that could tell
+OUT = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 SHORT = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1_weighted", "roc_auc")
 MAX_LISTED = 20
@@ -150,9 +153,10 @@ def show_evaluate(result: EvaluateResult) -> None:
         levels = [image, *([patient.vote, patient.mean] if patient else [])]
         table.add_row(metric.title, *(_interval(scores.overall[name]) for scores in levels))
     OUT.print(table)
-    for title, subsets in (("magnification", result.by_magnification), ("subtype", result.by_subtype)):
-        if len(subsets) > 1:
-            _show_subsets(title, subsets)
+    if len(result.by_magnification) > 1:
+        _show_subsets("magnification", result.by_magnification, SHORT)
+    if len(result.by_subtype) > 1:
+        _show_subsets("subtype", result.by_subtype, ("accuracy",))
     for spread in _spread_lines(result.document):
         OUT.print(spread)
     for note in image.notes:
@@ -200,12 +204,12 @@ def show_architectures() -> None:
     OUT.print(table)
 
 
-def _show_subsets(title: str, subsets: dict[str, Any]) -> None:
+def _show_subsets(title: str, subsets: dict[str, Scores], metrics: tuple[str, ...]) -> None:
     from breastcli.metrics.classification import METRICS
 
-    table = _table(f"by {title}", ["", "n", *(METRICS[name].title for name in SHORT)])
+    table = _table(f"by {title}", ["", "n", *(METRICS[name].title for name in metrics)])
     for name, scores in subsets.items():
-        table.add_row(escape(name), f"{scores.n:,}", *(_interval(scores.overall[metric]) for metric in SHORT))
+        table.add_row(escape(name), f"{scores.n:,}", *(_interval(scores.overall[metric]) for metric in metrics))
     OUT.print(table)
 
 
@@ -221,11 +225,11 @@ def _stamp(leaky: str | None, drawn: bool) -> None:
     if leaky:
         OUT.print(f"[bold red]{leaky}[/bold red]")
     if drawn:
-        OUT.print("[bold yellow]drawn by a program, not real tissue[/bold yellow]")
+        OUT.print(f"[bold yellow]{DRAWN}[/bold yellow]")
 
 
 def _table(title: str, heads: list[str]) -> Table:
-    table = Table(title=escape(title), title_justify="left", title_style="bold")
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for number, head in enumerate(heads):
         table.add_column(escape(head), justify="left" if number == 0 else "right")
     return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,18 +27,17 @@ from breastcli.metrics.classification import (
 )
 from breastcli.models import Classifier
 from breastcli.progress import SILENT, Progress
-from breastcli.records import Predictions, Scores
+from breastcli.records import Predictions, Scores, stamp_of
 from breastcli.reporting import plots
 from breastcli.reporting.report import write_report
 from breastcli.system.checkpoint import load_checkpoint
 from breastcli.system.inference import predict_log_probs
-from breastcli.system.runfolder import INFO, Run, find_run, versions
+from breastcli.system.runfolder import INFO, Run, find_run, git_state, versions
 from breastcli.system.runtime import describe_device, resolve_device, resolve_precision
 
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("path", "patient", "exam", "magnification", "subtype")
-DRAWN = "drawn by a program, not real tissue"
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,8 @@ def _evaluate_run(run: Run, config: EvaluateConfig, device: torch.device, progre
     records = [data.rows[row].record for row in rows]
     columns = {name: _strings(getattr(record, name) or "" for record in records) for name in COLUMNS}
     columns["run"] = _strings(run.folder.name for _ in records)
+    if threshold is not None:
+        columns["threshold"] = _strings(repr(threshold) for _ in records)
     ids = _strings(record.image_id for record in records)
     predictions = Predictions(ids, data.classes, probs, predicted, data.labels[rows], columns)
     return _Evaluated(run, data, predictions, threshold)
@@ -261,7 +263,7 @@ def _spread(parts: list[_Evaluated], settings: dict[str, int]) -> dict[str, Any]
 
 
 def _draw_plots(out: Path, predictions: Predictions, image: Scores, dataset: dict[str, Any]) -> None:
-    stamp = ", ".join(filter(None, (dataset["leaky"], DRAWN if dataset["drawn"] else "")))
+    stamp = stamp_of(dataset["leaky"], dataset["drawn"])
     plots.plot_confusion(image, out / "confusion.png", stamp=stamp)
     plots.plot_roc(predictions, out / "roc.png", stamp=stamp)
     plots.plot_precision_recall(predictions, out / "precision_recall.png", stamp=stamp)
@@ -275,15 +277,16 @@ def _describe_pool(
 ) -> None:
     """Write a ``run.json`` for the folder of pooled runs, which nothing trained."""
     first = parts[0].run
-    known = {name: first.info.get(name) for name in ("argv", "started", "git", "dataset")}
     values = {
         "command": "evaluate",
+        "argv": sys.argv,
         "status": "finished",
         "device": describe_device(device),
         "seed": config.seed,
         "seconds": round(seconds, 1),
         "versions": versions(),
-        **known,
+        "git": git_state(),
+        "dataset": first.info["dataset"],
         "runs": [str(part.run.folder) for part in parts],
         "train": dataclasses.asdict(first.config),
     }

@@ -106,7 +106,7 @@ def predict(config: PredictConfig, progress: Progress = SILENT) -> PredictResult
     log_probs = predict_log_probs(model, every, device, resolve_precision(config.precision, device), config.tta)
     probs = log_probs.exp().numpy()
     predicted = probs.argmax(axis=1) if threshold is None else (probs[:, 1] >= threshold).astype(np.int64)
-    predictions = _describe(kept, classes, probs, predicted, facts["dataset"]["name"])
+    predictions = _describe(kept, classes, probs, predicted, threshold, facts["dataset"]["name"])
     with replacing(out) as temporary:
         predictions.to_csv(temporary)
     known = all(predictions.column("patient"))
@@ -164,7 +164,12 @@ def _batches(
 
 
 def _describe(
-    files: list[Path], classes: tuple[str, ...], probs: np.ndarray, predicted: np.ndarray, dataset: str
+    files: list[Path],
+    classes: tuple[str, ...],
+    probs: np.ndarray,
+    predicted: np.ndarray,
+    threshold: float | None,
+    dataset: str,
 ) -> Predictions:
     """Put probabilities beside what the file names tell."""
     adapter = DATASETS.get(dataset)
@@ -174,6 +179,8 @@ def _describe(
         for name in COLUMNS[1:]
     }
     columns = {"path": np.array([str(file) for file in files], dtype=object), **columns}
+    if threshold is not None:
+        columns["threshold"] = np.full(len(files), repr(threshold), dtype=object)
     ids = np.array([file.stem for file in files], dtype=object)
     return Predictions(ids, classes, probs, predicted, None, columns)
 

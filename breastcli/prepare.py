@@ -245,11 +245,6 @@ def _card(
     options = _options(config, adapter)
     pixels = {"size": config.size, "task": config.task, "stain": reference}
     fingerprint, split_fingerprint = fingerprints(rows, pixels)
-    images, exams = Counter(), Counter()
-    for row in rows:
-        images[row.side, row.record.label] += 1
-    for side, label, _ in {(row.side, row.record.label, row.record.exam) for row in rows if row.record.exam}:
-        exams[side, label] += 1
     return {
         "format": FORMAT,
         "name": adapter.name,
@@ -277,16 +272,25 @@ def _card(
         "num_rejected": len(rejected),
         "num_exams": len({row.record.exam for row in rows if row.record.exam}),
         "num_patients": len({row.record.patient for row in rows if row.record.patient}),
-        "counts": [
-            {"side": side, "class": label, "images": count, "exams": exams[side, label]}
-            for (side, label), count in sorted(images.items())
-        ],
+        "counts": _counts(rows),
         "notes": scan.notes + findings.warnings(),
         "fingerprint": fingerprint,
         "split_fingerprint": split_fingerprint,
         "options": options,
         "breastcli": __version__,
     }
+
+
+def _counts(rows: list[PreparedRecord]) -> list[dict[str, Any]]:
+    """Return the number of images and exams of every class on every side of the split."""
+    images = Counter((row.side, row.record.label) for row in rows)
+    exams = Counter(
+        (side, label) for side, label, exam in {(row.side, row.record.label, row.record.exam) for row in rows} if exam
+    )
+    return [
+        {"side": side, "class": label, "images": count, "exams": exams[side, label]}
+        for (side, label), count in sorted(images.items())
+    ]
 
 
 def _finish(out: Path, rows: list[PreparedRecord], card: dict[str, Any]) -> None:

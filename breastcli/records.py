@@ -13,6 +13,7 @@ import numpy as np
 from breastcli.config import UserError
 
 PROBABILITY_PREFIX = "prob_"
+DRAWN = "drawn by a program, not real tissue"
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ class Predictions:
         probs: (N, K) float64, rows sum to 1.
         predicted: (N,) int64 class index chosen (after any decision threshold).
         labels: (N,) int64 true class index, or None where unknown.
-        columns: further (N,) string columns: path, patient, exam, magnification, subtype.
+        columns: further (N,) string columns: path, patient, exam, magnification, subtype, and with two classes the
+            threshold that the last class's probability had to reach.
     """
 
     image_ids: np.ndarray
@@ -139,9 +141,11 @@ class Predictions:
     def by_patient(self, rule: Literal["mean", "vote"]) -> Predictions:
         """Merge the images of each patient into one prediction.
 
-        "mean" averages the probabilities; "vote" takes the share of the patient's images predicted as each class.
-        The merged prediction is the class with the largest result, the first such class in a tie. A patient whose
-        images carry two labels (BreakHis slide 13412 under eight classes) counts once per label.
+        "mean" averages the probabilities; "vote" takes the share of the patient's images predicted as each class. Of
+        two classes the last is chosen where its result reaches the images' threshold ("mean", 0.5 where none is
+        known) or half of the votes ("vote"), so that a tie is called malignant; of more the largest, the first of
+        equals. A patient whose images carry two labels (BreakHis slide 13412 under eight classes) counts once per
+        label.
 
         Raises:
             UserError: an image's patient is unknown.
@@ -153,13 +157,18 @@ class Predictions:
         keys = np.array([f"{patient}\x00{label}" for patient, label in zip(patients, labels, strict=True)])
         _, first, member = np.unique(keys, return_index=True, return_inverse=True)
         values = self.probs if rule == "mean" else np.eye(len(self.classes))[self.predicted]
-        counts = np.bincount(member, minlength=len(first))[:, None]
-        merged = np.stack([np.bincount(member, column, len(first)) for column in values.T], axis=1) / counts
+        num_images = np.bincount(member, minlength=len(first))
+        merged = np.stack([np.bincount(member, column, len(first)) / num_images for column in values.T], axis=1)
+        predicted = merged.argmax(axis=1)
+        if len(self.classes) == 2:
+            given = self.columns.get("threshold") if rule == "mean" else None
+            thresholds = np.full(len(self), 0.5) if given is None else given.astype(float)
+            predicted = (merged[:, 1] >= np.bincount(member, thresholds, len(first)) / num_images).astype(np.int64)
         return Predictions(
             image_ids=patients[first],
             classes=self.classes,
             probs=merged,
-            predicted=merged.argmax(axis=1),
+            predicted=predicted,
             labels=None if self.labels is None else labels[first],
             columns={name: self.column(name)[first] for name in ("patient", "exam", "subtype") if name in self.columns},
         )
@@ -218,6 +227,11 @@ class Predictions:
             labels=np.concatenate([part.labels for part in parts]) if labelled else None,
             columns={name: np.concatenate([part.columns[name] for part in parts]) for name in shared},
         )
+
+
+def stamp_of(leaky: str | None, drawn: bool) -> str:
+    """Return the warning that every artefact of a leaky split or a drawn data set carries, or "" where none is due."""
+    return ", ".join(filter(None, (leaky, DRAWN if drawn else "")))
 
 
 def _strings(values: Any) -> np.ndarray:

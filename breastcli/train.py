@@ -21,6 +21,7 @@ from breastcli.files import claim_folder, write_csv
 from breastcli.losses import LOSSES
 from breastcli.models import ModelOptions, build_model, freeze, num_parameters
 from breastcli.progress import SILENT, Progress
+from breastcli.records import stamp_of
 from breastcli.reporting.plots import plot_curves
 from breastcli.reporting.report import write_report
 from breastcli.system.checkpoint import (
@@ -233,7 +234,10 @@ def _save_epoch(session: Session, out: Path) -> None:
         save_checkpoint(out / BEST, session.model, session.options, _facts(session, row))
     write_history(out, session.history)
     write_csv(out / "timing.csv", ("epoch", "seconds", "images_per_second"), session.timing)
-    plot_curves(session.history, out / "curves.png", int(_best(session.history, session.config.monitor)["epoch"]))
+    card = session.data.card
+    best_epoch = int(_best(session.history, session.config.monitor)["epoch"])
+    stamp = stamp_of(card["split"]["leaky"], card["drawn"])
+    plot_curves(session.history, out / "curves.png", best_epoch, stamp=stamp)
     save_resume(
         out / RESUME,
         {

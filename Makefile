@@ -1,0 +1,58 @@
+# breastcli: `make help` lists what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+DEVICE ?= auto
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := runs/demo
+
+.PHONY: help install demo lint format test test-gpu bench clean
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## install breastcli and its development tools into .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "breastcli needs Python 3.10 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## draw the sample data set and run the whole chain on it
+	$(BIN)/breastcli prepare $(DEMO)/raw --dataset sample --out $(DEMO)/data --size 96 --stain macenko --overwrite
+	$(BIN)/breastcli train --arch timm/resnet10t --data $(DEMO)/data --out $(DEMO)/run --device $(DEVICE) \
+	  --epochs 12 --lr 1e-3 --schedule cosine --augment light --imbalance weights --overwrite
+	$(BIN)/breastcli evaluate $(DEMO)/run --device $(DEVICE) --overwrite
+	$(BIN)/breastcli predict $(DEMO)/run $(DEMO)/raw/BreaKHis_v1/histology_slides/breast/benign/SOB/adenosis \
+	  --out $(DEMO)/predictions.csv --device $(DEVICE) --overwrite
+	@echo
+	@echo "The sample data set is drawn by a program: its figures say that the chain works, nothing about tissue."
+	@echo "contact sheet  $(DEMO)/data/contact_sheet.png"
+	@echo "training run   $(DEMO)/run"
+	@echo "predictions    $(DEMO)/predictions.csv"
+	@echo "report         $(DEMO)/run/report.html"
+
+lint: $(STAMP)  ## check format and style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(STAMP)  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: lint  ## install, lint and run every test that this machine can run
+	$(BIN)/python -m pytest
+
+test-gpu: $(STAMP)  ## run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+bench: $(STAMP)  ## time the hot paths against what a user would otherwise run
+	$(BIN)/python tests/bench.py --device $(DEVICE)
+
+clean:  ## remove the environment, caches and the demo's output
+	rm -rf $(VENV) .pytest_cache .ruff_cache breastcli.egg-info $(DEMO)
+	find breastcli tests -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,399 @@
+"""Plots of a run, of predictions and of a data set: colour-blind safe, and the same bytes each time.
+
+``stamp`` is a warning that must travel with a plot, such as "LEAKY: image-level split"; it is printed above it.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
+
+from breastcli.config import SPLITS
+from breastcli.files import replacing
+from breastcli.metrics.calibration import expected_calibration_error, reliability_table
+from breastcli.records import Predictions, Scores
+
+# Okabe and Ito's palette without its yellow, which is too faint for a line on white.
+BLUE, VERMILION, SKY, BLACK = "#0072B2", "#D55E00", "#56B4E9", "#000000"
+COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", SKY, BLACK)
+DASHES = ("-", "--", ":", "-.")
+GREY, RED = "#5F6B76", "#B00020"
+DPI = 160
+MAX_PATIENTS = 82
+CURVES = {
+    "loss": {"train_loss": "training", "val_loss": "validation"},
+    "score": {"val_balanced_accuracy": "balanced accuracy", "val_accuracy": "accuracy", "val_roc_auc": "ROC AUC"},
+    "rate": {"lr": "learning rate"},
+}
+CHANCE = {"color": GREY, "linewidth": 1.1, "linestyle": (0, (2, 2))}
+
+# The defaults come first so that a user's matplotlibrc changes no byte; class names are text, never mathematics.
+STYLE = {
+    "text.parse_math": False,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E3E7EA",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+}
+History = Sequence[Mapping[str, float]]
+Line = tuple[str, ImageFont.FreeTypeFont]
+_styled = style.context(["default", STYLE])
+
+
+@_styled
+def plot_curves(history: History, path: Path, best_epoch: int | None = None, *, stamp: str = "") -> None:
+    """Draw losses, validation figures and learning rate over the epochs.
+
+    Args:
+        history: one row per epoch: epoch, lr, train_loss, val_loss, val_accuracy, val_balanced_accuracy, val_roc_auc.
+        path: PNG file to write.
+        best_epoch: epoch to mark, as numbered in ``history``.
+    """
+    figure = _figure(9.4, 5.6)
+    panels = figure.subplot_mosaic([["loss", "score"], ["rate", "rate"]], height_ratios=(3.2, 1))
+    panels["loss"].set(title=f"Loss ({_n(len(history), 'epoch')})", ylabel="Loss")
+    panels["score"].set(title="Validation figures", ylabel="Figure (0 to 1)")
+    highest = max([row.get("lr", 0) for row in history] + [1e-9])
+    panels["rate"].set(title="Learning rate", ylabel="Rate", ylim=(0, 1.1 * highest))
+    panels["rate"].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panels["rate"].yaxis.set_major_locator(MaxNLocator(3))
+    for name, columns in CURVES.items():
+        _draw_series(panels[name], history, columns, best_epoch)
+    _write(figure, path, stamp)
+
+
+@_styled
+def plot_confusion(scores: Scores, path: Path, title: str = "", *, stamp: str = "") -> None:
+    """Draw the confusion matrix: counts, and percentages of each true class.
+
+    Args:
+        scores: figures of one group of predictions.
+        path: PNG file to write.
+        title: heading; the level and n are added.
+    """
+    num_classes = len(scores.classes)
+    figure = _figure(4.2 + 0.62 * num_classes, 2.9 + 0.55 * num_classes)
+    axes = figure.subplots()
+    axes.set_title(f"{title or 'Confusion matrix'}\n{scores.level} level ({_n(scores.n, scores.level)})")
+    if np.sum(scores.confusion):
+        _draw_confusion(figure, axes, np.asarray(scores.confusion), [_short(name) for name in scores.classes])
+    else:
+        _explain(axes, f"No {scores.level} with a known true class: there is nothing to count.")
+    _write(figure, path, stamp)
+
+
+def _draw_confusion(figure: Figure, axes: Axes, counts: np.ndarray, names: list[str]) -> None:
+    totals = counts.sum(axis=1)
+    shares = 100 * counts / np.maximum(totals, 1)[:, None]
+    painted = axes.imshow(shares, cmap="cividis", vmin=0, vmax=100)
+    figure.colorbar(painted, ax=axes, label="Share of the true class (%)", shrink=0.85)
+    slant = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if len(names) > 2 else {}
+    axes.set_xticks(range(len(names)), names, **slant)
+    axes.set_yticks(range(len(names)), [f"{name}\n(n = {n:,})" for name, n in zip(names, totals, strict=True)])
+    axes.set(xlabel="Predicted class", ylabel="True class")
+    axes.grid(False)
+    for row, column in np.ndindex(*counts.shape):
+        share = f"{shares[row, column]:.1f} %" if totals[row] else "–"
+        ink = BLACK if shares[row, column] > 47 else "white"
+        size = 12 if len(names) <= 3 else 8.5
+        axes.text(column, row, f"{counts[row, column]:,}\n{share}", ha="center", va="center", color=ink, size=size)
+
+
+@_styled
+def plot_roc(predictions: Predictions, path: Path, *, stamp: str = "") -> None:
+    """Draw the ROC curve of the last of two classes, or one curve per class against the rest."""
+    figure, axes = _unit_square("ROC curve", predictions)
+    axes.set(xlabel="1 − specificity (false-positive rate)", ylabel="Sensitivity (true-positive rate)")
+    problem = _why_no_curve(predictions)
+    if problem:
+        _explain(axes, problem)
+    else:
+        for looks, name, truth, score in _one_against_rest(predictions):
+            false_positive, sensitivity, _ = roc_curve(truth, score)
+            label = f"{name}: AUC {auc(false_positive, sensitivity):.3f} (n = {truth.sum():,})"
+            axes.plot(false_positive, sensitivity, **looks, label=label)
+        axes.plot([0, 1], [0, 1], **CHANCE, label="chance: AUC 0.500")
+        if len(predictions.classes) == 2:
+            right, positive = predictions.predicted == predictions.labels, predictions.labels == 1
+            sensitivity, specificity = right[positive].mean(), right[~positive].mean()
+            label = f"as decided: sensitivity {sensitivity:.3f}, specificity {specificity:.3f}"
+            axes.plot(1 - specificity, sensitivity, "o", color=VERMILION, markersize=8, label=label, clip_on=False)
+        figure.legend(loc="outside lower center")
+    _write(figure, path, stamp)
+
+
+@_styled
+def plot_precision_recall(predictions: Predictions, path: Path, *, stamp: str = "") -> None:
+    """Draw the precision-recall curve of the last of two classes, or one per class, over its prevalence line."""
+    figure, axes = _unit_square("Precision and recall", predictions)
+    axes.set(xlabel="Recall (sensitivity)", ylabel="Precision (positive predictive value)")
+    problem = _why_no_curve(predictions)
+    if problem:
+        _explain(axes, problem)
+    else:
+        for looks, name, truth, score in _one_against_rest(predictions):
+            precision, recall, _ = precision_recall_curve(truth, score)
+            area, prevalence = average_precision_score(truth, score), truth.mean()
+            label = f"{name}: AP {area:.3f}, prevalence {prevalence:.3f} (n = {truth.sum():,})"
+            axes.plot(recall, precision, **looks, drawstyle="steps-post", label=label)
+            axes.axhline(prevalence, **CHANCE | {"color": looks["color"]})
+        axes.plot([], [], **CHANCE, label="prevalence: what chance reaches")
+        figure.legend(loc="outside lower center")
+    _write(figure, path, stamp)
+
+
+@_styled
+def plot_reliability(predictions: Predictions, path: Path, *, stamp: str = "") -> None:
+    """Draw how often the most probable class is right against its probability, over the number of images."""
+    figure = _figure(5.6, 6.4)
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    axes.set_title(f"Reliability, image level ({_n(len(predictions), 'image')})")
+    axes.set(ylabel="Share of right answers", ylim=(0, 1.02))
+    below.set(xlabel="Probability of the most probable class", ylabel="Images")
+    problem = _why_no_answer(predictions)
+    if problem:
+        below.set_visible(False)
+        _explain(axes, problem)
+    else:
+        _draw_reliability(axes, below, predictions)
+        figure.legend(loc="outside lower center")
+    _write(figure, path, stamp)
+
+
+def _draw_reliability(axes: Axes, below: Axes, predictions: Predictions) -> None:
+    table = reliability_table(predictions.probs, predictions.labels)
+    centres, width = (table.edges[:-1] + table.edges[1:]) / 2, 0.94 * table.edges[1]
+    axes.bar(centres, table.accuracy, width, color=SKY, alpha=0.55, label="share of right answers")
+    axes.plot([0, 1], [0, 1], **CHANCE, label="perfectly calibrated")
+    axes.plot(table.confidence, table.accuracy, "o", color=BLUE, label="at the bin's mean probability", clip_on=False)
+    confidence, right = predictions.probs.max(axis=1), predictions.probs.argmax(axis=1) == predictions.labels
+    error = expected_calibration_error(predictions.probs, predictions.labels)
+    label = f"all images: {right.mean():.3f} right, mean {confidence.mean():.3f}, ECE {error:.3f}"
+    axes.plot(confidence.mean(), right.mean(), "D", color=VERMILION, label=label, clip_on=False)
+    drawn = below.bar(centres, table.count, width, color=GREY)
+    below.bar_label(drawn, [f"{count:,}" if count else "" for count in table.count], size=8, padding=1)
+    below.margins(y=0.25)
+    lowest = 1 / len(predictions.classes)  # no class can be the most probable one below this
+    below.set_xlim(table.edges[table.edges <= lowest + 1e-9].max() if lowest < 1 else 0, 1)
+
+
+@_styled
+def plot_patients(predictions: Predictions, path: Path, *, stamp: str = "") -> None:
+    """Draw one row of dots per patient, worst first: each image at the probability given to its true class.
+
+    A patient whose images carry two labels has one row per label, as in ``Predictions.by_patient``. At most
+    ``MAX_PATIENTS`` rows are drawn; the title says when better ones are left out.
+    """
+    problem = _why_no_answer(predictions)
+    rows = [] if problem else _rows_of_patients(predictions)
+    shown = rows[:MAX_PATIENTS]
+    figure = _figure(7.2, 2.1 + 0.21 * max(len(shown), 6))
+    axes = figure.subplots()
+    size = f"{_n(len(rows), 'patient')}, {sum(len(members) for _, members in rows):,} images"
+    left_out = f"\nthe {len(shown)} worst of them are shown" if len(shown) < len(rows) else ""
+    axes.set_title(f"Patients, worst first ({size}){left_out}")
+    if rows:
+        for row, (_, members) in enumerate(shown):
+            _draw_patient(axes, row, predictions.select(members))
+        axes.set_yticks(range(len(shown)), [name for name, _ in shown], size=8)
+        axes.set(xlim=(-0.02, 1.02), ylim=(len(shown) - 0.4, -0.6), xlabel="Probability given to the true class")
+        axes.set_ylabel("Patient · true class\nimages right / all")
+        axes.scatter([], [], s=24, color=BLUE, label="image right")
+        axes.scatter([], [], s=28, color=VERMILION, marker="x", label="image wrong")
+        figure.legend(loc="outside lower center", ncols=2)
+    else:
+        _explain(axes, problem or "No image's patient is known: there is nothing to group by.")
+    _write(figure, path, stamp)
+
+
+def _draw_patient(axes: Axes, row: int, images: Predictions) -> None:
+    right = images.predicted == images.labels
+    given = images.probs[np.arange(len(images)), images.labels]
+    # Multiples of the golden ratio spread overlapping dots evenly without a random number.
+    height = row + 0.5 * ((np.arange(len(images)) * 0.618034) % 1 - 0.5)
+    axes.scatter(given[right], height[right], s=16, color=BLUE, alpha=0.6, linewidths=0)
+    axes.scatter(given[~right], height[~right], s=22, color=VERMILION, marker="x", linewidths=1.2)
+
+
+def _rows_of_patients(predictions: Predictions) -> list[tuple[str, np.ndarray]]:
+    """Return the name and the image rows of every patient: fewest right first, then least probability."""
+    patients, labels = predictions.column("patient"), predictions.labels
+    right = predictions.predicted == labels
+    given = predictions.probs[np.arange(len(predictions)), labels]
+    ranked = []
+    for patient, label in sorted({pair for pair in zip(patients, labels.tolist(), strict=True) if pair[0]}):
+        members = np.flatnonzero((patients == patient) & (labels == label))
+        count = f"{right[members].sum()}/{len(members)}"
+        name = f"{_short(patient)} · {_short(predictions.classes[label])} · {count}"
+        ranked.append((right[members].mean(), given[members].mean(), name, members))
+    return [(name, members) for _, _, name, members in sorted(ranked, key=lambda entry: entry[:3])]
+
+
+def contact_sheet(
+    cells: Mapping[tuple[str, str], np.ndarray],
+    path: Path,
+    *,
+    title: str,
+    thumb_px: int = 112,
+    captions: Mapping[tuple[str, str], str] | None = None,
+) -> None:
+    """Paste sample images of every split and class into one PNG, one row per split and class.
+
+    Args:
+        cells: (split, class) to (n, H, W, 3) uint8; a pair that is absent or has no image is drawn as "none".
+        path: PNG file to write.
+        title: heading; its further lines are drawn smaller.
+        thumb_px: side of a thumbnail in pixels.
+        captions: (split, class) to a second line under the row's name, such as "312 images, 9 exams".
+    """
+    captions = captions or {}
+    found = list(dict.fromkeys(split for split, _ in cells))
+    splits = [split for split in SPLITS if split in found] + [split for split in found if split not in SPLITS]
+    rows = [(split, name) for split in splits for name in dict.fromkeys(name for _, name in cells)]
+    bold, plain = _font(15, bold=True), _font(13)
+    heading = [(line, plain if number else _font(22, bold=True)) for number, line in enumerate(title.splitlines())]
+    names = {row: [(" · ".join(map(_short, row)), bold), (captions.get(row, ""), plain)] for row in rows}
+    margin, gap, indent = 16, 6, 30
+    top = margin + 20 + 20 * len(heading)
+    left = indent + margin + _widest(line for lines in names.values() for line in lines)
+    row_px, num_columns = max(thumb_px, 44) + gap, max([1, *map(len, cells.values())])
+    width = max(left + num_columns * (thumb_px + gap) - gap, margin + _widest(heading)) + margin
+    sheet = Image.new("RGB", (width, top + len(rows) * row_px - gap + margin), "white")
+    pen = ImageDraw.Draw(sheet)
+    _type(pen, margin, margin, heading, skip=10)
+    for row in rows:
+        pen.rectangle((margin, top, margin + 5, top + row_px - gap - 1), COLOURS[splits.index(row[0]) % len(COLOURS)])
+        _type(pen, indent, top + (row_px - gap) // 2 - 20, names[row])
+        for column, pixels in enumerate(cells.get(row, ())):
+            thumb = ImageOps.pad(Image.fromarray(pixels), (thumb_px, thumb_px), Image.Resampling.LANCZOS, color="white")
+            sheet.paste(thumb, (left + column * (thumb_px + gap), top))
+        if len(cells.get(row, ())) == 0:
+            pen.text((left, top + (row_px - gap) // 2 - 10), "none", GREY, bold)
+        top += row_px
+    with replacing(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def _type(pen: ImageDraw.ImageDraw, left: int, top: int, lines: Sequence[Line], skip: int = 0) -> None:
+    """Write lines 20 pixels apart, with ``skip`` more after the first, which is black; the others are grey."""
+    for number, (text, font) in enumerate(lines):
+        pen.text((left, top + number * 20 + bool(number) * skip), text, GREY if number else BLACK, font)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _unit_square(heading: str, predictions: Predictions) -> tuple[Figure, Axes]:
+    """Return a figure of one panel with both axes from 0 to 1 and room for the legend below."""
+    figure = _figure(5.6, 5.4 + 0.19 * len(predictions.classes))
+    axes = figure.subplots()
+    axes.set_title(f"{heading}, image level ({_n(len(predictions), 'image')})")
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    return figure, axes
+
+
+def _draw_series(axes: Axes, history: History, columns: Mapping[str, str], best_epoch: int | None) -> None:
+    """Draw the columns that have a number; one that has none is left out of the legend."""
+    epochs = [row["epoch"] for row in history]
+    marker = "o" if len(history) <= 30 else ""
+    for index, (column, label) in enumerate(columns.items()):
+        values = np.array([row.get(column, np.nan) for row in history], dtype=float)
+        if np.isfinite(values).any():
+            looks = {"color": COLOURS[index], "linestyle": DASHES[index]}
+            axes.plot(epochs, values, **looks, marker=marker, markersize=3.5, label=label)
+    if not axes.lines:
+        _explain(axes, "No epoch with such a figure is finished.")
+        return
+    if best_epoch is not None:
+        axes.axvline(best_epoch, **CHANCE, label=f"best epoch: {best_epoch}")
+    axes.set(xlabel="Epoch", xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    if len(axes.get_legend_handles_labels()[0]) > 1:
+        axes.legend(frameon=True, framealpha=0.85, edgecolor="none")
+
+
+def _one_against_rest(predictions: Predictions) -> Iterator[tuple[dict[str, str], str, np.ndarray, np.ndarray]]:
+    """Yield looks, class name, (N,) truth and (N,) score of each class that has images inside and outside it."""
+    num_classes = len(predictions.classes)
+    for number, index in enumerate(range(num_classes) if num_classes > 2 else [num_classes - 1]):
+        truth = predictions.labels == index
+        if truth.any() and not truth.all():
+            dashes = DASHES[number // len(COLOURS) % len(DASHES)]
+            looks = {"color": COLOURS[number % len(COLOURS)], "linestyle": dashes}
+            yield looks, _short(predictions.classes[index]), truth, predictions.probs[:, index]
+
+
+def _why_no_answer(predictions: Predictions) -> str:
+    """Return why right and wrong cannot be told apart, or ""."""
+    if not len(predictions):
+        return "There are no predictions."
+    return "The true classes are unknown: there is nothing to compare with." if predictions.labels is None else ""
+
+
+def _why_no_curve(predictions: Predictions) -> str:
+    """Return why no class can be told from the rest, or ""."""
+    problem = _why_no_answer(predictions)
+    if problem or len(np.unique(predictions.labels)) > 1:
+        return problem
+    only = _short(predictions.classes[predictions.labels[0]])
+    return f"Every image is of one class ({only}): a curve needs images of at least two."
+
+
+def _explain(axes: Axes, text: str) -> None:
+    """Put a sentence where the plot would have been."""
+    axes.set(xticks=[], yticks=[], xlabel="", ylabel="", facecolor="#F3F5F6")
+    axes.spines[:].set_visible(False)
+    wrapped = textwrap.fill(text, 38)
+    axes.text(0.5, 0.5, wrapped, transform=axes.transAxes, ha="center", va="center", color=GREY, size=11)
+
+
+def _n(count: int, noun: str) -> str:
+    return f"n = {count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _short(text: str, limit: int = 26) -> str:
+    """Return a name that fits a label; the middle is what a long one can spare."""
+    text = " ".join(str(text).split())
+    return text if len(text) <= limit else f"{text[: limit // 2 - 1]}…{text[-limit // 2 :]}"
+
+
+def _font(size_px: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """Return the font that matplotlib brings along, so that the sheet looks the same everywhere."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size_px)
+
+
+def _widest(lines: Iterable[Line]) -> int:
+    return max((math.ceil(font.getlength(text)) for text, font in lines), default=0)
+
+
+def _write(figure: Figure, path: Path, stamp: str) -> None:
+    if stamp:
+        figure.suptitle(textwrap.fill(stamp, 62), color=RED, weight="bold", size=11)
+    with replacing(path) as temporary:  # without metadata: matplotlib would sign the file with its version
+        figure.savefig(temporary, format="png", metadata={"Software": None})

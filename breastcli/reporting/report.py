@@ -1,0 +1,370 @@
+"""One self-contained HTML page about a run: figures with intervals, plots, data set, environment, command."""
+
+from __future__ import annotations
+
+import base64
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from breastcli.config import JOBS, SPLITS, UserError
+from breastcli.data.audit import LEAKY
+from breastcli.files import read_csv, read_json, write_text
+from breastcli.metrics.classification import METRICS
+
+REPORT = "report.html"
+NOTHING = "–"
+FINISHED = ("finished", "done", "complete")
+HEADLINE = ("balanced_accuracy", "sensitivity", "specificity", "roc_auc")
+SUBSETS = ("balanced_accuracy", "accuracy", "sensitivity", "specificity", "f1", "roc_auc")
+PLOTS = {
+    "confusion.png": ("Confusion matrix", "counts and percentages of each true class"),
+    "roc.png": ("ROC curve", "sensitivity over 1 − specificity, with the area in the legend"),
+    "precision_recall.png": (
+        "Precision-recall curve",
+        "precision over recall, with the prevalence as the line of chance",
+    ),
+    "reliability.png": (
+        "Reliability diagram",
+        "share of right answers over the probability of the most probable class",
+    ),
+    "patients.png": ("Patients, worst first", "each image of a patient at the probability given to its true class"),
+}
+ENVIRONMENT = ("command", "status", "started", "seconds", "device", "precision", "seed", "git")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table: what it says, and the interval printed smaller after it."""
+
+    text: str
+    interval: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with row heads.
+
+    Attributes:
+        caption: what it shows, with n where all rows share it.
+        columns: column heads, the one over the row heads first.
+        rows: head and cells of each row.
+    """
+
+    caption: str
+    columns: list[str]
+    rows: list[tuple[str, list[Cell]]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG inside the page."""
+
+    title: str
+    alt: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluated split as the page shows it.
+
+    Attributes:
+        split: name of the split.
+        stamp: warning that belongs to every table, or "".
+        facts: what was evaluated and how, name to value.
+        headline: the few figures to look at first: title, figure, what n counts.
+        tables: all figures.
+        pictures: the plots that are there.
+        notes: conventions and warnings.
+    """
+
+    split: str
+    stamp: str
+    facts: dict[str, str]
+    headline: list[tuple[str, Cell, str]]
+    tables: list[Table]
+    pictures: list[Picture]
+    notes: list[str]
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` from whatever a run folder holds.
+
+    Args:
+        folder: a run folder; everything in it may be missing.
+
+    Returns:
+        the page's path.
+
+    Raises:
+        UserError: the folder is missing, or a file in it is damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder", fix="pass a run folder")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template(f"{REPORT}.j2").render(_page_values(folder))
+    write_text(folder / REPORT, page)
+    return folder / REPORT
+
+
+def _page_values(folder: Path) -> dict[str, Any]:
+    """Return what the template prints."""
+    run, documents = _read_object(folder / "run.json"), _read_evaluations(folder)
+    card = run.get("dataset") or {}
+    cards = [card, *(document.get("dataset") or {} for document in documents.values())]
+    config, history = folder / "config.yaml", folder / "history.csv"
+    status = str(run.get("status") or "")
+    return {
+        "name": folder.resolve().name,
+        "unfinished": status if status not in ("", *FINISHED) else "",
+        "stamps": list(dict.fromkeys(filter(None, map(_leak_stamp, cards)))),
+        "drawn": any(part.get("drawn") for part in cards),
+        "card": card,
+        "evaluations": [_evaluation(folder / "evaluate" / split, values) for split, values in documents.items()],
+        "curves": _picture(folder / "curves.png", "Training curves", "losses, validation figures and learning rate"),
+        "history": _history_table(read_csv(history)) if history.is_file() else None,
+        "environment": {_title(name): _plain(name, run[name]) for name in ENVIRONMENT if run.get(name) is not None},
+        "versions": run.get("versions") or {},
+        "command": _command_line(run),
+        "config": config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
+        "metrics": METRICS,
+    }
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a file, empty where there is no such file."""
+    values = read_json(path) if path.exists() else {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not hold a JSON object", fix="make it again")
+    return values
+
+
+def _read_evaluations(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the contents of every ``metrics.json``, the test split first; one without it is unfinished."""
+    found = {path.parent.name: path for path in (folder / "evaluate").glob("*/metrics.json")}
+    order = [*reversed(SPLITS), *sorted(found.keys() - set(SPLITS))]
+    return {split: _read_object(found[split]) for split in order if split in found}
+
+
+def _leak_stamp(card: Mapping[str, Any]) -> str | None:
+    """Return the warning of a data set card (in its ``split`` part) or of an evaluation (at its top)."""
+    split = card.get("split") if isinstance(card.get("split"), dict) else {}
+    stamp = card.get("leaky") or split.get("leaky")
+    level = card.get("split_level") or split.get("level")
+    return (stamp if isinstance(stamp, str) else LEAKY) if stamp or level == "image" else None
+
+
+def _evaluation(folder: Path, document: Mapping[str, Any]) -> Evaluation:
+    image, patient = document.get("image") or {}, document.get("patient") or {}
+    tables = [_overall_table(image, patient), _class_table(image), *_confusion_tables(image)]
+    for key, head in (("by_magnification", "Magnification"), ("by_subtype", "Subtype")):
+        tables.append(_subset_table(document.get(key) or {}, head))
+    tables.append(_fold_table(document.get("folds") or [], document.get("spread") or {}))
+    levels = [image, *(patient.get(rule) or {} for rule in ("vote", "mean"))]
+    conventions = [note for scores in levels for note in scores.get("notes", ())]
+    pictures = [_picture(folder / name, title, alt) for name, (title, alt) in PLOTS.items()]
+    return Evaluation(
+        split=str(document.get("split") or folder.name),
+        stamp=_leak_stamp(document.get("dataset") or {}) or "",
+        facts=_facts(document),
+        headline=_headline(image, patient),
+        tables=[table for table in tables if table.rows],
+        pictures=[picture for picture in pictures if picture],
+        notes=list(dict.fromkeys([*((document.get("dataset") or {}).get("notes") or ()), *conventions])),
+    )
+
+
+def _facts(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return what was evaluated and how."""
+    dataset, threshold = document.get("dataset") or {}, document.get("threshold") or {}
+    value = threshold.get("value")
+    rule = None if value is None else f"{_number(value)} (rule: {threshold.get('rule', NOTHING)})"
+    facts = {
+        "Runs": ", ".join(map(str, document.get("runs") or ())),
+        "Data set": dataset.get("name"),
+        "Split by": dataset.get("split_level"),
+        "Decision threshold": rule,
+        "Test-time augmentation": document.get("tta"),
+        "Data fingerprint": dataset.get("fingerprint"),
+        "Split fingerprint": dataset.get("split_fingerprint"),
+    }
+    return {name: str(value) for name, value in facts.items() if value}
+
+
+def _headline(image: Mapping[str, Any], patient: Mapping[str, Any]) -> list[tuple[str, Cell, str]]:
+    overall, images = image.get("overall") or {}, f"{image.get('n', 0):,} images"
+    tiles = [(_title(name), _figure(overall[name]), images) for name in HEADLINE if _is_known(overall.get(name))]
+    if _is_known(patient.get("recognition_rate")):
+        patients = f"{(patient.get('vote') or {}).get('n', 0):,} patients"
+        tiles.append(("Patient recognition rate", _figure(patient["recognition_rate"]), patients))
+    return tiles
+
+
+def _overall_table(image: Mapping[str, Any], patient: Mapping[str, Any]) -> Table:
+    """Return every figure at image level and at patient level."""
+    levels = {"Images": image, "Patients, by vote": patient.get("vote"), "Patients, by mean": patient.get("mean")}
+    known = {head: scores for head, scores in levels.items() if scores}
+    heads = [f"{head} (n = {scores.get('n', 0):,}{_groups(scores)})" for head, scores in known.items()]
+    rows = [
+        (_title(name), [_figure((scores.get("overall") or {}).get(name)) for scores in known.values()])
+        for name in _metric_order(known.values())
+    ]
+    return Table("All figures, with 95 % intervals", ["Figure", *heads], rows)
+
+
+def _groups(scores: Mapping[str, Any]) -> str:
+    return f" in {scores['num_groups']:,} groups" if scores.get("num_groups") else ""
+
+
+def _class_table(image: Mapping[str, Any]) -> Table:
+    """Return the figures of each class at image level, with the number of its images."""
+    per_class, classes = image.get("per_class") or {}, image.get("classes") or []
+    counts = {name: sum(row) for name, row in zip(classes, image.get("confusion") or [], strict=False)}
+    metrics = _metric_order({"overall": figures} for figures in per_class.values())
+    rows = [
+        (name, [Cell(_count(counts.get(name))), *(_figure(figures.get(metric)) for metric in metrics)])
+        for name, figures in per_class.items()
+    ]
+    return Table("By class, image level", ["True class", "n", *map(_title, metrics)], rows)
+
+
+def _confusion_tables(image: Mapping[str, Any]) -> list[Table]:
+    """Return the confusion matrix for readers who cannot see the plot."""
+    classes, counts = image.get("classes") or [], image.get("confusion") or []
+    rows = [(name, [Cell(_count(n)) for n in row]) for name, row in zip(classes, counts, strict=False)]
+    caption = f"Confusion matrix, image level (n = {image.get('n', 0):,}; rows: true class, columns: predicted class)"
+    return [Table(caption, ["True class", *classes], rows)]
+
+
+def _subset_table(subsets: Mapping[str, Mapping[str, Any]], head: str) -> Table:
+    """Return a few figures of each subset; a figure that no subset has gets no column."""
+    overall = {name: scores.get("overall") or {} for name, scores in subsets.items()}
+    metrics = [name for name in SUBSETS if any(_is_known(figures.get(name)) for figures in overall.values())]
+    rows = [
+        (name, [Cell(_count(subsets[name].get("n"))), *(_figure(figures.get(metric)) for metric in metrics)])
+        for name, figures in overall.items()
+    ]
+    return Table(f"By {head.lower()}, image level", [head, "n", *map(_title, metrics)], rows)
+
+
+def _fold_table(folds: Sequence[Mapping[str, Any]], spread: Mapping[str, Mapping[str, float]]) -> Table:
+    """Return each fold's figures, and their mean and standard deviation below."""
+    metrics = [name for name in SUBSETS if any((fold.get("overall") or {}).get(name) is not None for fold in folds)]
+    rows = [
+        (
+            str(fold.get("run", NOTHING)),
+            [Cell(_count(fold.get("n"))), *(Cell(_number((fold.get("overall") or {}).get(name))) for name in metrics)],
+        )
+        for fold in folds
+    ]
+    if spread and rows:
+        figures = [spread.get(name) or {} for name in metrics]
+        cells = [Cell(_number(figure.get("mean")), f"± {_number(figure.get('sd'))}") for figure in figures]
+        rows.append(("Mean ± standard deviation", [Cell(_count(sum(fold.get("n") or 0 for fold in folds))), *cells]))
+    return Table("By fold, image level", ["Run", "n", *map(_title, metrics)], rows)
+
+
+def _history_table(history: Sequence[Mapping[str, str]]) -> Table | None:
+    """Return every epoch's figures."""
+    if not history:
+        return None
+    names = [name for name in history[0] if name != "epoch"]
+    rows = [(row.get("epoch", ""), [Cell(_short_number(row.get(name))) for name in names]) for row in history]
+    return Table(f"Every epoch (n = {len(rows)})", ["Epoch", *map(_title, names)], rows)
+
+
+def _metric_order(levels: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the metrics that any of the levels has: known ones in their order, then the others."""
+    present = dict.fromkeys(name for scores in levels for name in scores.get("overall") or {})
+    return [*(name for name in METRICS if name in present), *(name for name in present if name not in METRICS)]
+
+
+def _picture(path: Path, title: str, alt: str) -> Picture | None:
+    """Return a PNG as a data URI, or None where there is no such file."""
+    if not path.is_file():
+        return None
+    return Picture(title, f"{title}: {alt}.", f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}")
+
+
+def _title(name: str) -> str:
+    known = {"lr": "Learning rate", "n": "n"} | {key: metric.title for key, metric in METRICS.items()}
+    for prefix, words in (("val_", "Validation "), ("train_", "Training ")):
+        if name.startswith(prefix):
+            rest = name.removeprefix(prefix)
+            title = known.get(rest, rest.replace("_", " "))
+            return words + (title if title[:2].isupper() else title[:1].lower() + title[1:])
+    return known.get(name) or name.replace("_", " ").capitalize()
+
+
+def _is_known(figure: Mapping[str, float | None] | None) -> bool:
+    return bool(figure) and _finite(figure.get("value"))
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _figure(figure: Mapping[str, float | None] | None) -> Cell:
+    """Return "0.853" and "(0.801–0.899)"; a dash stands for what is not known."""
+    if not _is_known(figure):
+        return Cell(NOTHING)
+    low, high = figure.get("low"), figure.get("high")
+    if not (_finite(low) and _finite(high)):
+        return Cell(_number(figure["value"]), f"({NOTHING})")
+    between = " to " if low < 0 else "–"  # a dash beside a minus sign cannot be read
+    return Cell(_number(figure["value"]), f"({_number(low)}{between}{_number(high)})")
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3f}".replace("-", "−") if _finite(value) else NOTHING
+
+
+def _short_number(text: str | None) -> str:
+    """Return four significant digits of a number in a CSV file; what is not a number stays as it is."""
+    try:
+        value = float(text or "nan")
+    except ValueError:
+        return str(text)
+    return f"{value:.4g}" if math.isfinite(value) else NOTHING
+
+
+def _count(value: int | None) -> str:
+    return NOTHING if value is None else f"{value:,}"
+
+
+def _plain(name: str, value: Any) -> str:
+    """Return one value of the environment as a person would write it."""
+    if name == "seconds" and _finite(value):
+        hours, rest = divmod(round(value), 3600)
+        minutes, seconds = divmod(rest, 60)
+        return f"{hours} h {minutes} min {seconds} s" if hours else f"{minutes} min {seconds} s"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {part}" for key, part in value.items())
+    return str(value)
+
+
+def _command_line(run: Mapping[str, Any]) -> str:
+    """Return a command that makes the run again, without the place of the interpreter.
+
+    A run started from Python (a notebook, a script) has no command of its own; its settings are in ``config.yaml``.
+    """
+    program, *rest = map(str, run.get("argv") or [""])
+    if program in JOBS:
+        return shlex.join(["breastcli", program, *rest])
+    starts = {"breastcli": ["breastcli"], "__main__.py": ["python", "-m", "breastcli"]}
+    name = Path(program).name
+    if name in starts:
+        return shlex.join([*starts[name], *rest])
+    return f"breastcli {run['command']} --config config.yaml" if run.get("command") in JOBS else ""

@@ -1,0 +1,110 @@
+"""Fixtures made from the procedural sample data set; nothing binary lies in the repository."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from breastcli.config import PrepareConfig, TrainConfig
+from breastcli.data.sample_tree import draw_sample
+from breastcli.prepare import prepare
+from breastcli.train import train
+
+REPOSITORY = Path(__file__).parents[1]
+TINY = "timm/test_resnet"  # half a million parameters, made by timm for tests
+SIZE_PX = 32
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the real images; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("BREASTCLI_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "breakhis_original").is_dir():
+        pytest.skip("no real images here (BREASTCLI_REAL_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn data set of 96 images; tests must not change it."""
+    folder = tmp_path_factory.mktemp("raw")
+    draw_sample(folder, num_images=96, height_px=46, width_px=70, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn data set prepared with the default split by exam; tests must not change it."""
+    out = tmp_path_factory.mktemp("prepared")
+    prepare(PrepareConfig(raw=str(raw), out=str(out), size=SIZE_PX))
+    return out
+
+
+@pytest.fixture(scope="session")
+def folds(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn data set prepared with three folds by exam; tests must not change it."""
+    out = tmp_path_factory.mktemp("folds")
+    prepare(PrepareConfig(raw=str(raw), out=str(out), size=SIZE_PX, folds=3))
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_config(prepared: Path) -> TrainConfig:
+    """Training that takes a second."""
+    return TrainConfig(arch=TINY, data=str(prepared), epochs=2, lr=1e-3, batch_size=16, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on ``prepared``; tests must not change it."""
+    import dataclasses
+
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    train(dataclasses.replace(tiny_config, out=str(out)))
+    return out
+
+
+@pytest.fixture
+def own_run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run to write into."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.stdout)
+
+
+@pytest.fixture
+def breastcli(tmp_path: Path) -> Callable[..., Outcome]:
+    """Run the real command line in ``tmp_path``, as a user's shell would."""
+
+    def run(*words: object) -> Outcome:
+        command = [sys.executable, "-m", "breastcli", *map(str, words)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run

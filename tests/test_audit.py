@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+
+from breastcli.data.audit import LEAKY, PreparedRecord, audit
+from breastcli.records import ImageRecord
+
+
+def row(
+    image: str, split: str, *, exam: str = "", patient: str = "", label: str = "benign", pixels: str = ""
+) -> PreparedRecord:
+    record = ImageRecord(image, f"{image}.png", label, label, patient or exam, exam)
+    return PreparedRecord(record, split, None, 70, 46, pixels or image)
+
+
+CLEAN = [
+    row("a", "train", exam="1"),
+    row("b", "train", exam="2", label="malignant"),
+    row("c", "test", exam="3"),
+    row("d", "val", exam="4", label="malignant"),
+]
+
+
+def test_a_clean_split_is_clean() -> None:
+    found = audit(CLEAN, "exam")
+    assert found.leaks == []
+    assert found.warnings() == []
+    assert found.to_json()["verdict"] == "clean"
+    assert (found.num_held_out, found.shared_with_training) == (2, 0)
+    assert found.sizes == {"70x46": 4}
+
+
+def test_a_group_on_two_sides_is_a_leak() -> None:
+    found = audit([*CLEAN, row("e", "test", exam="1")], "exam")
+    assert found.leaks == ["exam 1 is on two sides of the split"]
+    assert found.crossing["exam"] == ["1"]
+    assert found.to_json()["verdict"] == "leak"
+
+
+def test_identical_pixels_on_two_sides_are_a_leak() -> None:
+    rows = [row("a", "train", exam="1", pixels="x"), row("b", "test", exam="9", pixels="x"), *CLEAN[1:]]
+    found = audit(rows, "exam")
+    assert found.identical_across_splits == [["a", "b"]]
+    assert found.leaks == ["identical pixels on two sides: a, b"]
+    assert found.label_conflicts == []
+
+
+def test_identical_pixels_on_one_side_are_no_leak() -> None:
+    found = audit([*CLEAN, row("e", "train", exam="1", pixels="a", label="malignant")], "exam")
+    assert found.leaks == []
+    assert found.identical_images == [["a", "e"]]
+    assert found.label_conflicts == [["a", "e"]]
+    assert found.groups_with_two_labels["exam"] == {"1": ["benign", "malignant"]}
+
+
+def test_exams_shared_by_a_patient_split_are_told_but_asked_for() -> None:
+    rows = [*CLEAN, row("e", "test", exam="1", patient="1B")]
+    found = audit(rows, "patient")
+    assert found.leaks == []
+    assert found.shared_with_training == 1
+    assert "1 of 3 held-out images share an exam" in found.warnings()[0]
+
+
+def test_an_image_split_is_stamped_with_the_number_of_shared_exams() -> None:
+    rows = [row(f"i{k}", "train" if k < 6 else "test", exam=str(k % 4)) for k in range(10)]
+    found = audit(rows, "image")
+    assert found.stamp == LEAKY
+    assert found.leaks == []
+    assert (found.num_held_out, found.shared_with_training) == (4, 4)
+    assert found.warnings()[0].startswith(LEAKY)
+
+
+@pytest.mark.parametrize(("second_fold", "shared"), [(0, 0), (1, 2)])
+def test_folds_hold_every_image_out_once(second_fold: int, shared: int) -> None:
+    def in_fold(image: str, fold: int, exam: str) -> PreparedRecord:
+        return PreparedRecord(ImageRecord(image, "p", "benign", patient=image, exam=exam), "", fold, 1, 1, image)
+
+    rows = [in_fold("a", 0, "1"), in_fold("b", second_fold, "1"), in_fold("c", 2, "2")]
+    found = audit(rows, "patient")
+    assert (found.num_held_out, found.shared_with_training) == (3, shared)
+
+
+def test_slide_under_two_subtypes_is_told() -> None:
+    found = audit([*CLEAN, row("e", "train", exam="1", label="malignant")], "exam")
+    assert found.warnings() == ["slide 1 is filed under benign and malignant"]
