@@ -99,16 +99,16 @@ def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult
     journal = decode_into(out / PARTIAL, wanted, raw, config.size, workers, resume=config.resume, progress=progress)
     decoded = [(record, one) for record, one in zip(wanted, journal, strict=True) if not one.reason]
     rejected = scan.rejected + [Rejection(one.path, one.reason) for one in journal if one.reason]
-    _report_rejected(out, rejected, strict=config.strict)
+    _report_rejected(out / PARTIAL, rejected, strict=config.strict)
     rows = _divide(decoded, ratio, config)
     findings = audit(rows, config.group_by)
-    write_json(out / "audit.json", findings.to_json())
+    write_json(out / PARTIAL / "audit.json", findings.to_json())
     for line in findings.warnings():
         logger.warning(line)
     if findings.leaks:
         more = f" and {len(findings.leaks) - 1} more" if len(findings.leaks) > 1 else ""
         raise LeakError(
-            f"the split leaks: {findings.leaks[0]}{more}", fix=f"see {out / 'audit.json'} and remove the duplicates"
+            f"the split leaks: {findings.leaks[0]}{more}", fix=f"see {out / PARTIAL / 'audit.json'}"
         )
     rows, reference = _normalise_stain(rows, out, config, progress)
     card = _card(rows, rejected, scan, adapter, findings, reference, config)
@@ -145,21 +145,21 @@ def _already_finished(out: Path, options: dict[str, Any]) -> PrepareResult:
     return PrepareResult(out, data.card, audit(data.rows, options["group_by"]), rejected, 0.0)
 
 
-def _report_rejected(out: Path, rejected: list[Rejection], *, strict: bool) -> None:
-    write_csv(out / "rejected.csv", ("path", "reason"), [(one.path, one.reason) for one in rejected])
+def _report_rejected(partial: Path, rejected: list[Rejection], *, strict: bool) -> None:
+    write_csv(partial / "rejected.csv", ("path", "reason"), [(one.path, one.reason) for one in rejected])
     for one in rejected[:3]:
         logger.warning("left out %s: %s", one.path, one.reason)
     if len(rejected) > 3:
-        logger.warning("left out %d files in all: see %s", len(rejected), out / "rejected.csv")
+        logger.warning("left out %d files in all: see %s", len(rejected), "rejected.csv")
     if rejected and strict:
-        raise UserError(f"--strict: {len(rejected)} files were rejected", fix=f"see {out / 'rejected.csv'}")
+        raise UserError(f"--strict: {len(rejected)} files were rejected", fix=f"see {partial / 'rejected.csv'}")
 
 
 def _divide(
     decoded: list[tuple[ImageRecord, JournalEntry]], ratio: tuple[int, int, int], config: PrepareConfig
 ) -> list[PreparedRecord]:
     if not decoded:
-        raise UserError("no file could be decoded", fix=f"see {Path(config.out) / 'rejected.csv'}")
+        raise UserError("no file could be decoded", fix=f"see {Path(config.out) / PARTIAL / 'rejected.csv'}")
     records = [record for record, _ in decoded]
     folds: list[int | None] = [None] * len(records)
     splits = [""] * len(records)
@@ -301,6 +301,8 @@ def _finish(out: Path, rows: list[PreparedRecord], card: dict[str, Any]) -> None
     # From here until the manifest is written the folder counts as unfinished, whatever it held before.
     (out / MANIFEST).unlink(missing_ok=True)
     write_json(out / CARD, card)
+    for name in ("audit.json", "rejected.csv"):
+        (partial / name).replace(out / name)
     finished.replace(out / IMAGES)
     write_manifest(out, rows)
     remove_partial(out)

@@ -149,12 +149,12 @@ def test_any_subtype_at_any_size(subtype, height_px, width_px):
 
 
 def test_nuclei_grow_with_magnification():
-    look = _look(_Plan("DC", "14-50000", "40X", 1), seed=0)
+    look = _look(_Plan("TA", "14-50000", "40X", 1), seed=0)
     outlines = []
     for magnification in ("40X", "100X", "200X", "400X"):
-        _, mask = draw_field(look, "DC", magnification, 184, 280, np.random.default_rng(5))
-        edges = (np.diff(mask, axis=0) != 0).sum() + (np.diff(mask, axis=1) != 0).sum()
-        outlines.append(edges / (mask > 0).sum())
+        masks = [draw_field(look, "TA", magnification, 184, 280, np.random.default_rng(seed))[1] for seed in range(4)]
+        edges = sum((np.diff(mask, axis=axis) != 0).sum() for mask in masks for axis in (0, 1))
+        outlines.append(edges / sum((mask > 0).sum() for mask in masks))
     assert outlines == sorted(outlines, reverse=True)
     assert outlines[0] > 2 * outlines[-1]
 
@@ -228,5 +228,6 @@ def test_arrangement_tells_the_classes_apart_and_colour_does_not(tmp_path):
     held_out = {exam for found in exams.values() for exam in found[1::3]}
     train = np.array([name["exam"] not in held_out for name in names])
     colour, network = by_histogram(images, labels, train), by_network(images, labels, train)
+    print(colour, network)
     assert network > 0.75
     assert network - colour > 0.08

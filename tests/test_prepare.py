@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from breastcli.config import LeakError, PrepareConfig, UserError
+from breastcli.data.store import PreparedData
+from breastcli.prepare import prepare
+
+OUTPUTS = {"images.npy", "manifest.csv", "dataset.json", "audit.json", "rejected.csv", "contact_sheet.png"}
+
+
+def run(raw: Path, out: Path, **options: object) -> PreparedData:
+    prepare(PrepareConfig(raw=str(raw), out=str(out), **({"size": 32} | options)))
+    return PreparedData.open(out)
+
+
+def any_image(raw: Path, number: int = 0) -> Path:
+    return sorted((raw / "BreaKHis_v1").rglob("*.png"))[number]
+
+
+def test_outputs_and_their_agreement(prepared: Path, raw: Path) -> None:
+    assert {path.name for path in prepared.iterdir()} == OUTPUTS
+    data = PreparedData.open(prepared)
+    assert data.images.shape == (96, 32, 32, 3)
+    assert data.images.dtype == np.uint8
+    assert data.classes == ("benign", "malignant")
+    assert sum(row["images"] for row in data.card["counts"]) == len(data.rows) == 96
+    row = data.rows[5]
+    image = Image.open(raw / row.record.path)
+    assert (row.width_px, row.height_px) == image.size
+    assert np.array_equal(data.images[5], np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)))
+    assert data.card["drawn"]
+    assert data.card["split"]["leaky"] is None
+    assert json.loads((prepared / "audit.json").read_text())["verdict"] == "clean"
+
+
+def test_no_exam_on_two_sides(prepared: Path) -> None:
+    sides = defaultdict(set)
+    for row in PreparedData.open(prepared).rows:
+        sides[row.record.exam].add(row.split)
+    assert len(sides) > 10
+    assert all(len(found) == 1 for found in sides.values())
+
+
+def test_same_seed_same_bytes(prepared: Path, raw: Path, tmp_path: Path) -> None:
+    run(raw, tmp_path / "again", workers=1)
+    for name in ("images.npy", "manifest.csv", "dataset.json", "contact_sheet.png"):
+        assert (tmp_path / "again" / name).read_bytes() == (prepared / name).read_bytes(), name
+    other = run(raw, tmp_path / "other", seed=1)
+    first = PreparedData.open(prepared)
+    assert other.card["split_fingerprint"] != first.card["split_fingerprint"]
+    assert other.card["fingerprint"] == first.card["fingerprint"]
+
+
+def test_magnification_and_task(raw: Path, tmp_path: Path) -> None:
+    data = run(raw, tmp_path / "one", mag="100x")
+    assert {row.record.magnification for row in data.rows} == {"100X"}
+    data = run(raw, tmp_path / "two", task="subtype", group_by="image")
+    assert len(data.classes) == 8
+    assert all(row.record.label == row.record.subtype for row in data.rows)
+
+
+def test_image_split_is_stamped_everywhere(raw: Path, tmp_path: Path) -> None:
+    data = run(raw, tmp_path / "out", group_by="image")
+    stamp = "LEAKY: image-level split"
+    assert data.card["split"]["leaky"] == stamp
+    assert any(stamp in note for note in data.card["notes"])
+    assert json.loads((tmp_path / "out" / "audit.json").read_text())["verdict"] == stamp
+    assert data.card["split"]["shared_with_training"] > 0
+
+
+def test_folds(folds: Path) -> None:
+    data = PreparedData.open(folds)
+    assert data.num_folds == 3
+    seen = np.concatenate([data.select("test", fold=fold) for fold in range(3)])
+    assert sorted(seen) == list(range(96))
+    for fold in range(3):
+        parts = [set(data.select(split, fold=fold)) for split in ("train", "val", "test")]
+        assert set().union(*parts) == set(range(96))
+        assert sum(map(len, parts)) == 96
+        groups = [set(data.groups(np.array(sorted(part)), "exam")) for part in parts]
+        assert not groups[0] & groups[2]
+        assert not groups[1] & groups[2]
+    with pytest.raises(UserError, match="folds 0 to 2"):
+        data.select("train")
+    with pytest.raises(UserError, match="folds 0 to 2"):
+        data.select("train", fold=3)
+
+
+def test_eight_classes_by_exam_are_refused_before_anything_counts(raw: Path, tmp_path: Path) -> None:
+    """The sample data set has more exams per subtype than BreakHis; five folds are too many for it."""
+    with pytest.raises(UserError, match=r"class \w+ has \d+ exams"):
+        run(raw, tmp_path / "out", task="subtype", folds=9)
+    assert not (tmp_path / "out" / "manifest.csv").exists()
+
+
+def test_occupied_folders_are_refused_and_foreign_files_stay(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty.*--overwrite"):
+        run(raw, out)
+    run(raw, out, overwrite=True)
+    before = PreparedData.open(out).card["split_fingerprint"]
+    run(raw, out, overwrite=True, seed=3)
+    assert PreparedData.open(out).card["split_fingerprint"] != before
+    assert (out / "thesis.txt").read_text() == "mine"
+
+
+def test_bad_files_are_listed_and_left_out(raw: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(raw, tmp_path / "raw"))
+    broken, empty = any_image(own, 3), any_image(own, 40)
+    broken.write_bytes(broken.read_bytes()[:200])
+    empty.write_bytes(b"")
+    any_image(own, 60).rename(own / "BreaKHis_v1" / "odd name.png")
+    data = run(own, tmp_path / "out")
+    assert len(data.rows) == len(data.images) == 93
+    listed = (tmp_path / "out" / "rejected.csv").read_text()
+    assert "empty file" in listed
+    assert "cannot be decoded" in listed
+    assert "not a BreakHis file name" in listed
+    for number in (0, 50, 92):  # rows and images still belong together
+        image = Image.open(own / data.rows[number].record.path).resize((32, 32), Image.Resampling.BICUBIC)
+        assert np.array_equal(data.images[number], np.asarray(image))
+    with pytest.raises(UserError, match="--strict: 3 files"):
+        run(own, tmp_path / "strict", strict=True)
+    assert not (tmp_path / "strict" / "manifest.csv").exists()
+
+
+def test_a_copied_image_across_exams_is_a_leak(raw: Path, tmp_path: Path, prepared: Path) -> None:
+    rows = PreparedData.open(prepared).rows
+    source = next(row for row in rows if row.split == "train")
+    target = next(row for row in rows if row.split == "test")
+    own = Path(shutil.copytree(raw, tmp_path / "raw"))
+    shutil.copy(own / source.record.path, own / target.record.path)
+    with pytest.raises(LeakError, match="identical pixels on two sides") as caught:
+        run(own, tmp_path / "out")
+    assert caught.value.exit_code == 3
+    assert json.loads((tmp_path / "out" / ".partial" / "audit.json").read_text())["verdict"] == "leak"
+    with pytest.raises(UserError, match="unfinished"):
+        PreparedData.open(tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", ["macenko", "reinhard"])
+def test_stain_reference_sees_training_images_only(method: str, raw: Path, tmp_path: Path, prepared: Path) -> None:
+    card = run(raw, tmp_path / "one", stain=method).card
+    assert card["stain"]["method"] == method
+    own = Path(shutil.copytree(raw, tmp_path / "raw"))
+    for row in PreparedData.open(prepared).rows:
+        if row.split != "train":  # another colour in every held-out image, the same split
+            path = own / row.record.path
+            Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    changed = run(own, tmp_path / "two", stain=method).card
+    assert changed["stain"] == card["stain"]
+    assert changed["fingerprint"] != card["fingerprint"]
+
+
+def test_stain_normalisation_draws_slides_together(raw: Path, tmp_path: Path, prepared: Path) -> None:
+    def spread(data: PreparedData) -> float:
+        means = np.array([image.mean(axis=(0, 1)) for image in data.images], dtype=float)
+        return float(means.std(axis=0).mean())
+
+    stained = run(raw, tmp_path / "out", stain="macenko")
+    assert spread(stained) < 0.8 * spread(PreparedData.open(prepared))
+
+
+def test_folds_take_a_published_reference_or_a_file(raw: Path, tmp_path: Path) -> None:
+    card = run(raw, tmp_path / "one", stain="macenko", folds=3).card
+    assert card["stain"]["source"] == "published"
+    with pytest.raises(UserError, match="--stain reinhard with --folds.*--stain-reference"):
+        run(raw, tmp_path / "two", stain="reinhard", folds=3)
+    file = any_image(raw)
+    card = run(raw, tmp_path / "three", stain="reinhard", folds=3, stain_reference=str(file)).card
+    assert card["stain"]["source"] == file.name
+    with pytest.raises(UserError, match="no such file"):
+        run(raw, tmp_path / "four", stain="macenko", stain_reference=str(tmp_path / "none.png"))
+
+
+def test_hand_edited_or_truncated_folders_are_refused(prepared: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(prepared, tmp_path / "edited"))
+    text = (own / "manifest.csv").read_text()
+    (own / "manifest.csv").write_text(text.replace(",test,", ",train,", 1))
+    with pytest.raises(UserError, match="was changed after prepare"):
+        PreparedData.open(own)
+    own = Path(shutil.copytree(prepared, tmp_path / "short"))
+    os.truncate(own / "images.npy", 5000)
+    with pytest.raises(UserError, match="missing or truncated"):
+        PreparedData.open(own)
+    with pytest.raises(UserError, match="is not a prepared folder"):
+        PreparedData.open(tmp_path)
+
+
+def test_resume_after_sigkill_gives_the_same_folder(raw: Path, tmp_path: Path, prepared: Path) -> None:
+    """Decoding is slowed down by a wrapper so that the kill falls in the middle."""
+    out = tmp_path / "out"
+    code = (
+        "import time, breastcli.data.images as images\n"
+        "fast = images.decode\n"
+        "def slow(path, size_px):\n    time.sleep(0.05)\n    return fast(path, size_px)\n"
+        "images.decode = slow\n"
+        "from breastcli.config import PrepareConfig\nfrom breastcli.prepare import prepare\n"
+        f"prepare(PrepareConfig(raw={str(raw)!r}, out={str(out)!r}, size=32, workers=1))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    journal = out / ".partial" / "decoded.csv"
+    for _ in range(600):
+        time.sleep(0.05)
+        if journal.is_file() and len(journal.read_text().splitlines()) > 20:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(journal.read_text().splitlines()) - 1
+    assert 20 <= done < 96
+    with pytest.raises(UserError, match=r"unfinished.*--resume"):
+        PreparedData.open(out)
+    with pytest.raises(UserError, match="not empty.*--resume"):
+        run(raw, out)
+    with pytest.raises(UserError, match="another raw folder or --size"):
+        run(raw, out, resume=True, size=48)
+    run(raw, out, resume=True)
+    assert not (out / ".partial").exists()
+    for name in ("images.npy", "manifest.csv", "dataset.json"):
+        assert (out / name).read_bytes() == (prepared / name).read_bytes(), name
+
+
+def test_resume_survives_a_journal_cut_in_the_middle_of_a_line(raw: Path, tmp_path: Path, prepared: Path) -> None:
+    from breastcli.data.datasets import DATASETS
+    from breastcli.data.journal import decode_into
+    from breastcli.progress import SILENT
+
+    records = DATASETS.get("sample").scan(raw).records
+    partial = tmp_path / "out" / ".partial"
+    decode_into(partial, records, raw, 32, 2, resume=False, progress=SILENT)
+    journal = (partial / "decoded.csv").read_bytes()
+    (partial / "decoded.csv").write_bytes(journal[: len(journal) // 2])
+    run(raw, tmp_path / "out", resume=True)
+    assert (tmp_path / "out" / "images.npy").read_bytes() == (prepared / "images.npy").read_bytes()
+
+
+def test_resume_of_a_finished_folder_does_nothing_or_refuses(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(raw, out)
+    before = (out / "manifest.csv").stat().st_mtime_ns
+    run(raw, out, resume=True)
+    assert (out / "manifest.csv").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="another --seed"):
+        run(raw, out, resume=True, seed=9)
+
+
+def test_overwrite_keeps_the_old_folder_until_the_new_one_is_decoded(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(raw, out)
+    with pytest.raises(UserError, match="class"):
+        run(raw, out, overwrite=True, task="subtype", folds=9)
+    assert len(PreparedData.open(out).rows) == 96
+    assert json.loads((out / "audit.json").read_text())["verdict"] == "clean"
+
+
+def test_the_sample_is_drawn_where_it_is_not_there_yet(tmp_path: Path) -> None:
+    prepare(PrepareConfig(dataset="sample", out=str(tmp_path / "data"), size=32, draw=64))
+    data = PreparedData.open(tmp_path / "data")
+    assert len(data.rows) == 64
+    assert (tmp_path / "data-raw" / "sample.json").is_file()
+    assert any("not real tissue" in note for note in data.card["notes"])
+
+
+def test_raw_folder_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs the raw data set"):
+        prepare(PrepareConfig(out=str(tmp_path / "out")))
+
+
+@pytest.mark.real
+def test_real_images_with_macenko(real_data: Path, tmp_path: Path) -> None:
+    data = run(real_data / "breakhis_original", tmp_path / "out", stain="macenko", size=64)
+    assert len(data.rows) == 111
+    assert "111 of 7,909 images of BreakHis" in data.card["notes"]
+    assert "slide 13412 is filed under ductal_carcinoma and lobular_carcinoma" in data.card["notes"]
+    sides = defaultdict(set)
+    for row in data.rows:
+        sides[row.record.exam].add(row.split)
+    assert all(len(found) == 1 for found in sides.values())
+    assert 0 < data.images.mean() < 255
+
+
+@pytest.mark.real
+def test_real_eight_class_split_by_exam_is_refused(real_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"class \w+ has [12] exam.*--task binary"):
+        run(real_data / "breakhis_original", tmp_path / "out", task="subtype")
