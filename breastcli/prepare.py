@@ -107,9 +107,7 @@ def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult
         logger.warning(line)
     if findings.leaks:
         more = f" and {len(findings.leaks) - 1} more" if len(findings.leaks) > 1 else ""
-        raise LeakError(
-            f"the split leaks: {findings.leaks[0]}{more}", fix=f"see {out / PARTIAL / 'audit.json'}"
-        )
+        raise LeakError(f"the split leaks: {findings.leaks[0]}{more}", fix=f"see {out / PARTIAL / 'audit.json'}")
     rows, reference = _normalise_stain(rows, out, config, progress)
     card = _card(rows, rejected, scan, adapter, findings, reference, config)
     _finish(out, rows, card)

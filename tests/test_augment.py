@@ -52,9 +52,7 @@ def test_dihedral_gives_eight_distinct_positions_with_the_same_pixels() -> None:
 def test_light_shows_each_of_the_eight_positions_equally_often() -> None:
     image = images(1)
     turned = POLICIES["light"](image.expand(4000, -1, -1, -1), generator())
-    counts = [
-        int((turned == to_network(dihedral(image, element))).flatten(1).all(dim=1).sum()) for element in range(8)
-    ]
+    counts = [int((turned == to_network(dihedral(image, element))).flatten(1).all(dim=1).sum()) for element in range(8)]
     assert sum(counts) == 4000
     assert min(counts) > 400
     assert max(counts) < 600
@@ -79,10 +77,10 @@ def test_flip_alone_is_exact() -> None:
 @pytest.mark.parametrize("angle_deg", [0.0, 90.0])
 def test_rotation_turns_about_the_centre(angle_deg: float, monkeypatch: pytest.MonkeyPatch) -> None:
     given = images(4)
-    monkeypatch.setattr(
-        "breastcli.data.augment._uniform",
-        lambda size, low, high, generator, device: torch.full((size,), high if high > 1 else 1.0 if high == low else 0.0),
-    )
+    def at_the_upper_end(size: int, low: float, high: float, *_: object) -> torch.Tensor:
+        return torch.full((size,), high)
+
+    monkeypatch.setattr("breastcli.data.augment._uniform", at_the_upper_end)
     turned = Augmentation(rotation_deg=angle_deg or 1e-6, min_crop=1.0)(given, generator())
     expected = torch.rot90(to_network(given), 1 if angle_deg else 0, (2, 3))
     opposite = torch.rot90(to_network(given), -1 if angle_deg else 0, (2, 3))

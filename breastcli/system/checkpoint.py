@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,8 +132,8 @@ def load_resume(path: Path, device: torch.device) -> dict[str, Any]:
         UserError: the file is damaged.
     """
     try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        return _load_plain(path, device)
+    except Exception as error:  # a damaged file makes the reader raise almost anything
         raise UserError(f"{path} is damaged ({_first_line(error)})", fix="start again with --overwrite") from error
 
 
@@ -142,12 +143,12 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content = _load_plain(path, torch.device("cpu"))
     except pickle.UnpicklingError as error:
         raise UserError(
             f"--weights {path}: not a plain state dict; loading it could run code", fix="save it as safetensors"
         ) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # a damaged file makes the readers raise almost anything
         raise UserError(f"--weights {path}: not a weights file ({_first_line(error)})") from error
     if isinstance(content, dict):
         inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
@@ -155,6 +156,13 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         if tensors:
             return tensors
     raise UserError(f"--weights {path}: holds no tensors", fix="give a state dict or safetensors file")
+
+
+def _load_plain(path: Path, device: torch.device) -> Any:
+    """Read a torch file that holds tensors and plain values only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickle protocols of files that are refused anyway
+        return torch.load(path, map_location=device, weights_only=True)
 
 
 def _unwrapped(name: str) -> str:

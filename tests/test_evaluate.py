@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from breastcli.config import EvaluateConfig, PrepareConfig, TrainConfig, UsageError, UserError
+from breastcli.data.store import PreparedData
+from breastcli.evaluate import evaluate
+from breastcli.prepare import prepare
+from breastcli.records import Predictions
+from breastcli.train import train
+
+QUICK = {"device": "cpu", "precision": "fp32", "resamples": 200}
+
+
+def run(folder: Path, **options: object) -> dict:
+    return evaluate(EvaluateConfig(runs=(str(folder),), **(QUICK | options))).document
+
+
+def test_outputs_agree_with_each_other_and_with_scikit_learn(own_run: Path, prepared: Path) -> None:
+    document = run(own_run)
+    folder = own_run / "evaluate" / "test"
+    assert {path.name for path in folder.iterdir()} == {
+        "predictions.csv",
+        "metrics.json",
+        "confusion.png",
+        "roc.png",
+        "precision_recall.png",
+        "reliability.png",
+        "patients.png",
+    }
+    assert json.loads((folder / "metrics.json").read_text()) == document
+    predictions = Predictions.from_csv(folder / "predictions.csv")
+    data = PreparedData.open(prepared)
+    rows = data.select("test")
+    assert predictions.image_ids.tolist() == [data.rows[row].record.image_id for row in rows]
+    assert predictions.column("exam").tolist() == [data.rows[row].record.exam for row in rows]
+    overall = document["image"]["overall"]
+    assert document["image"]["n"] == len(rows)
+    expected = balanced_accuracy_score(predictions.labels, predictions.predicted)
+    assert overall["balanced_accuracy"]["value"] == pytest.approx(expected, abs=1e-12)
+    assert overall["roc_auc"]["value"] == pytest.approx(roc_auc_score(predictions.labels, predictions.probs[:, 1]))
+    assert overall["accuracy"]["low"] <= overall["accuracy"]["value"] <= overall["accuracy"]["high"]
+    assert document["patient"]["vote"]["n"] == len(set(predictions.column("patient")))
+    assert set(document["by_magnification"]) == {"40X", "100X", "200X", "400X"}
+    assert "drawn by a program" in (own_run / "report.html").read_text()
+
+
+def test_predictions_are_those_of_the_network(own_run: Path, prepared: Path) -> None:
+    import torch
+
+    from breastcli.data.loading import to_network
+    from breastcli.system.checkpoint import load_checkpoint
+
+    run(own_run, batch_size=5)
+    predictions = Predictions.from_csv(own_run / "evaluate/test/predictions.csv")
+    data = PreparedData.open(prepared)
+    model, _ = load_checkpoint(own_run / "checkpoints/best.safetensors", torch.device("cpu"))
+    images = torch.from_numpy(np.array(data.images[data.select("test")])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = model(to_network(images)).softmax(dim=1).numpy()
+    assert np.abs(predictions.probs - expected).max() < 1e-5
+
+
+def test_a_results_folder_is_not_overwritten_unasked(own_run: Path) -> None:
+    run(own_run)
+    with pytest.raises(UserError, match="not empty.*--overwrite"):
+        run(own_run)
+    run(own_run, overwrite=True)
+
+
+def test_thresholds_come_from_validation_images_only(own_run: Path, prepared: Path) -> None:
+    fixed = run(own_run, threshold="0.9")
+    assert fixed["threshold"]["value"] == 0.9
+    predictions = Predictions.from_csv(own_run / "evaluate/test/predictions.csv")
+    assert np.array_equal(predictions.predicted, (predictions.probs[:, 1] >= 0.9).astype(int))
+    fitted = run(own_run, threshold="val-sensitivity=0.95", overwrite=True)["threshold"]["value"]
+    run(own_run, split="val")
+    on_val = Predictions.from_csv(own_run / "evaluate/val/predictions.csv")
+    positive = on_val.probs[on_val.labels == 1, 1]
+    assert (positive >= fitted).mean() >= 0.95
+    assert any(np.isclose(positive, fitted))
+    with pytest.raises(UsageError, match="would be fitted on the images it scores"):
+        run(own_run, split="val", threshold="val-youden", overwrite=True)
+    with pytest.raises(UserError, match="threshold"):
+        run(own_run, threshold="youden", overwrite=True)
+
+
+def test_test_time_augmentation_is_blind_to_position(own_run: Path) -> None:
+    """With the mean over the eight positions, turning every image changes nothing but rounding."""
+    import torch
+
+    from breastcli.data.augment import dihedral
+    from breastcli.system.checkpoint import load_checkpoint
+    from breastcli.system.inference import predict_log_probs
+
+    model, _ = load_checkpoint(own_run / "checkpoints/best.safetensors", torch.device("cpu"))
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+
+    def probs(given: torch.Tensor, tta: str) -> torch.Tensor:
+        return predict_log_probs(model, [given], torch.device("cpu"), torch.float32, tta).exp()
+
+    assert torch.allclose(probs(images, "d4"), probs(dihedral(images, 5), "d4"), atol=1e-6)
+    assert not torch.allclose(probs(images, "none"), probs(dihedral(images, 5), "none"), atol=1e-6)
+    assert torch.allclose(probs(images, "d4").sum(dim=1), torch.ones(4, dtype=torch.float64), atol=1e-6)
+    assert run(own_run, tta="d4")["tta"] == "d4"
+
+
+def test_another_split_or_data_set_is_refused(own_run: Path, raw: Path, tmp_path: Path) -> None:
+    prepare(PrepareConfig(raw=str(raw), out=str(tmp_path / "other"), size=32, seed=5))
+    with pytest.raises(UserError, match="another split"):
+        run(own_run, data=str(tmp_path / "other"))
+    prepare(PrepareConfig(raw=str(raw), out=str(tmp_path / "stained"), size=32, stain="macenko"))
+    with pytest.raises(UserError, match="other images"):
+        run(own_run, data=str(tmp_path / "stained"))
+
+
+def test_a_moved_copy_of_the_data_is_accepted(own_run: Path, prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path / "moved")
+    assert run(own_run, data=str(tmp_path / "moved"))["image"]["n"] > 0
+
+
+def test_runs_are_needed_and_must_exist(own_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs a run folder"):
+        evaluate(EvaluateConfig())
+    with pytest.raises(UsageError, match="given twice"):
+        evaluate(EvaluateConfig(runs=("a",), run="b"))
+    with pytest.raises(UserError, match="is not a run folder"):
+        evaluate(EvaluateConfig(run=str(tmp_path)))
+
+
+def test_latest_is_the_run_written_last(own_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no run below runs/"):
+        evaluate(EvaluateConfig(run="latest"))
+    shutil.copytree(own_run, "runs/one", copy_function=shutil.copy)
+    result = evaluate(EvaluateConfig(run="latest", **QUICK))
+    assert result.out.as_posix() == "runs/one/evaluate/test"
+
+
+@pytest.fixture(scope="module")
+def fold_runs(folds: Path, tiny_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("fold-runs")
+    runs = []
+    for fold in range(3):
+        out = root / f"tiny-fold{fold}"
+        train(dataclasses.replace(tiny_config, data=str(folds), fold=fold, epochs=1, out=str(out)))
+        runs.append(out)
+    return runs
+
+
+def test_folds_are_pooled_with_their_spread(fold_runs: list[Path]) -> None:
+    result = evaluate(EvaluateConfig(runs=tuple(map(str, fold_runs)), **QUICK))
+    assert result.out == fold_runs[0].parent / "tiny-pooled" / "evaluate" / "test"
+    assert result.image.n == 96
+    parts = [fold["overall"]["accuracy"] for fold in result.document["folds"]]
+    assert result.document["spread"]["accuracy"]["mean"] == pytest.approx(np.mean(parts))
+    assert result.document["spread"]["accuracy"]["sd"] == pytest.approx(np.std(parts, ddof=1))
+    sizes = [fold["n"] for fold in result.document["folds"]]
+    assert result.image.overall["accuracy"].value == pytest.approx(np.average(parts, weights=sizes))
+    assert result.report.is_file()
+    assert "tiny-fold2" in result.report.read_text()
+
+
+def test_an_image_predicted_twice_is_refused(fold_runs: list[Path]) -> None:
+    with pytest.raises(UserError, match="predicted by two runs"):
+        evaluate(EvaluateConfig(runs=(str(fold_runs[0]), str(fold_runs[0])), out=str(fold_runs[0] / "x"), **QUICK))
+
+
+def test_eight_classes(raw: Path, tmp_path: Path, tiny_config: TrainConfig) -> None:
+    prepare(PrepareConfig(raw=str(raw), out=str(tmp_path / "data"), size=32, task="subtype", group_by="image"))
+    train(dataclasses.replace(tiny_config, data=str(tmp_path / "data"), out=str(tmp_path / "run"), epochs=1))
+    document = run(tmp_path / "run")
+    assert len(document["image"]["classes"]) == 8
+    assert np.array(document["image"]["confusion"]).sum() == document["image"]["n"]
+    assert document["dataset"]["leaky"] == "LEAKY: image-level split"
+    assert "LEAKY: image-level split" in (tmp_path / "run/report.html").read_text()
+    with pytest.raises(UsageError, match="needs two classes, not 8"):
+        run(tmp_path / "run", threshold="0.3", overwrite=True)
