@@ -36,7 +36,7 @@ from breastcli.data.store import (
 from breastcli.files import claim_folder, read_csv, write_csv, write_json
 from breastcli.progress import SILENT, Progress
 from breastcli.records import ImageRecord
-from breastcli.reporting.plots import contact_sheet
+from breastcli.reporting.contact_sheet import contact_sheet
 
 logger = logging.getLogger(__name__)
 

@@ -77,6 +77,7 @@ def test_flip_alone_is_exact() -> None:
 @pytest.mark.parametrize("angle_deg", [0.0, 90.0])
 def test_rotation_turns_about_the_centre(angle_deg: float, monkeypatch: pytest.MonkeyPatch) -> None:
     given = images(4)
+
     def at_the_upper_end(size: int, low: float, high: float, *_: object) -> torch.Tensor:
         return torch.full((size,), high)
 

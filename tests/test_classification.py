@@ -275,7 +275,7 @@ def _three_patients():
 def test_recognition_rate_and_patient_figures_by_hand():
     scores = score_patients(_three_patients())
     assert scores.recognition_rate.value == pytest.approx((3 / 4 + 1 / 2 + 1 / 3) / 3)
-    assert scores.vote.confusion.tolist() == [[1, 0], [2, 0]]  # q is a tie, which goes to the first class
+    assert scores.vote.confusion.tolist() == [[1, 0], [1, 1]]  # q is a tie, which counts as malignant
     assert scores.mean.confusion.tolist() == [[1, 0], [1, 1]]  # means: p 0.375, q 0.35, r 0.567
     assert (scores.mean.level, scores.mean.n, scores.mean.num_groups) == ("patient", 3, 3)
     assert scores.mean.overall["accuracy"] == wilson(2, 3)

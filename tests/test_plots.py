@@ -9,6 +9,7 @@ from PIL import Image
 
 from breastcli.records import Predictions, Scores
 from breastcli.reporting import plots
+from breastcli.reporting.contact_sheet import contact_sheet
 
 PREDICTION_PLOTS = [plots.plot_roc, plots.plot_precision_recall, plots.plot_reliability, plots.plot_patients]
 HISTORY = [
@@ -275,7 +276,7 @@ def test_contact_sheet_places_every_thumbnail(tmp_path):
         ("train", "malignant"): tiles(1, BLUE),
         ("test", "malignant"): tiles(0, BLUE),
     }
-    plots.contact_sheet(cells, tmp_path / "sheet.png", title="Sample\n9 images", thumb_px=40)
+    contact_sheet(cells, tmp_path / "sheet.png", title="Sample\n9 images", thumb_px=40)
     pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
     for colour, count in ((RED, 3), (LIME, 5), (BLUE, 1)):
         assert (pixels == colour).all(axis=2).sum() == count * 40 * 40
@@ -287,16 +288,16 @@ def test_contact_sheet_places_every_thumbnail(tmp_path):
 
 def test_contact_sheet_keeps_the_shape_of_an_oblong_image(tmp_path):
     oblong = np.full((1, 20, 40, 3), RED, dtype=np.uint8)
-    plots.contact_sheet({("train", "benign"): oblong}, tmp_path / "sheet.png", title="Sample", thumb_px=60)
+    contact_sheet({("train", "benign"): oblong}, tmp_path / "sheet.png", title="Sample", thumb_px=60)
     rows, columns = np.nonzero((np.asarray(Image.open(tmp_path / "sheet.png")) == RED).all(axis=2))
     assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (30, 60)
 
 
 def test_contact_sheet_draws_a_missing_pair_and_a_caption(tmp_path):
     cells = {("train", "benign"): tiles(1, RED), ("val", "malignant"): tiles(1, LIME)}
-    plots.contact_sheet(cells, tmp_path / "plain.png", title="Sample", thumb_px=64)
+    contact_sheet(cells, tmp_path / "plain.png", title="Sample", thumb_px=64)
     captions = {("val", "malignant"): "312 images, 9 exams of a hospital with a long name"}
-    plots.contact_sheet(cells, tmp_path / "captions.png", title="Sample", thumb_px=64, captions=captions)
+    contact_sheet(cells, tmp_path / "captions.png", title="Sample", thumb_px=64, captions=captions)
     plain, captioned = Image.open(tmp_path / "plain.png"), Image.open(tmp_path / "captions.png")
     assert plain.height > 4 * 64  # two splits by two classes, two of the pairs missing
     assert captioned.width > plain.width  # room is made for the caption
@@ -304,12 +305,12 @@ def test_contact_sheet_draws_a_missing_pair_and_a_caption(tmp_path):
 
 
 def test_contact_sheet_of_nothing_is_a_title(tmp_path):
-    plots.contact_sheet({}, tmp_path / "sheet.png", title="Sample")
+    contact_sheet({}, tmp_path / "sheet.png", title="Sample")
     assert np.asarray(Image.open(tmp_path / "sheet.png")).min() < 128
 
 
 def test_contact_sheet_gives_the_same_bytes(tmp_path):
     cells = {("train", "benign"): tiles(2, RED)}
     for name in ("a.png", "b.png"):
-        plots.contact_sheet(cells, tmp_path / name, title="Sample")
+        contact_sheet(cells, tmp_path / name, title="Sample")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -5,31 +5,24 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from PIL import Image, ImageDraw, ImageFont, ImageOps
-from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
-from breastcli.config import SPLITS
 from breastcli.files import replacing
 from breastcli.metrics.calibration import expected_calibration_error, reliability_table
 from breastcli.records import Predictions, Scores
+from breastcli.reporting.contact_sheet import BLACK, BLUE, COLOURS, GREY, SKY, VERMILION, short
 
-# Okabe and Ito's palette without its yellow, which is too faint for a line on white.
-BLUE, VERMILION, SKY, BLACK = "#0072B2", "#D55E00", "#56B4E9", "#000000"
-COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", SKY, BLACK)
 DASHES = ("-", "--", ":", "-.")
-GREY, RED = "#5F6B76", "#B00020"
+RED = "#B00020"
 DPI = 160
 MAX_PATIENTS = 82
 CURVES = {
@@ -57,7 +50,6 @@ STYLE = {
     "lines.linewidth": 1.8,
 }
 History = Sequence[Mapping[str, float]]
-Line = tuple[str, ImageFont.FreeTypeFont]
 _styled = style.context(["default", STYLE])
 
 
@@ -97,7 +89,7 @@ def plot_confusion(scores: Scores, path: Path, title: str = "", *, stamp: str = 
     axes = figure.subplots()
     axes.set_title(f"{title or 'Confusion matrix'}\n{scores.level} level ({_n(scores.n, scores.level)})")
     if np.sum(scores.confusion):
-        _draw_confusion(figure, axes, np.asarray(scores.confusion), [_short(name) for name in scores.classes])
+        _draw_confusion(figure, axes, np.asarray(scores.confusion), [short(name) for name in scores.classes])
     else:
         _explain(axes, f"No {scores.level} with a known true class: there is nothing to count.")
     _write(figure, path, stamp)
@@ -123,6 +115,8 @@ def _draw_confusion(figure: Figure, axes: Axes, counts: np.ndarray, names: list[
 @_styled
 def plot_roc(predictions: Predictions, path: Path, *, stamp: str = "") -> None:
     """Draw the ROC curve of the last of two classes, or one curve per class against the rest."""
+    from sklearn.metrics import auc, roc_curve  # imported late: training draws curves without it
+
     figure, axes = _unit_square("ROC curve", predictions)
     axes.set(xlabel="1 − specificity (false-positive rate)", ylabel="Sensitivity (true-positive rate)")
     problem = _why_no_curve(predictions)
@@ -146,6 +140,8 @@ def plot_roc(predictions: Predictions, path: Path, *, stamp: str = "") -> None:
 @_styled
 def plot_precision_recall(predictions: Predictions, path: Path, *, stamp: str = "") -> None:
     """Draw the precision-recall curve of the last of two classes, or one per class, over its prevalence line."""
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
     figure, axes = _unit_square("Precision and recall", predictions)
     axes.set(xlabel="Recall (sensitivity)", ylabel="Precision (positive predictive value)")
     problem = _why_no_curve(predictions)
@@ -245,60 +241,9 @@ def _rows_of_patients(predictions: Predictions) -> list[tuple[str, np.ndarray]]:
     for patient, label in sorted({pair for pair in zip(patients, labels.tolist(), strict=True) if pair[0]}):
         members = np.flatnonzero((patients == patient) & (labels == label))
         count = f"{right[members].sum()}/{len(members)}"
-        name = f"{_short(patient)} · {_short(predictions.classes[label])} · {count}"
+        name = f"{short(patient)} · {short(predictions.classes[label])} · {count}"
         ranked.append((right[members].mean(), given[members].mean(), name, members))
     return [(name, members) for _, _, name, members in sorted(ranked, key=lambda entry: entry[:3])]
-
-
-def contact_sheet(
-    cells: Mapping[tuple[str, str], np.ndarray],
-    path: Path,
-    *,
-    title: str,
-    thumb_px: int = 112,
-    captions: Mapping[tuple[str, str], str] | None = None,
-) -> None:
-    """Paste sample images of every split and class into one PNG, one row per split and class.
-
-    Args:
-        cells: (split, class) to (n, H, W, 3) uint8; a pair that is absent or has no image is drawn as "none".
-        path: PNG file to write.
-        title: heading; its further lines are drawn smaller.
-        thumb_px: side of a thumbnail in pixels.
-        captions: (split, class) to a second line under the row's name, such as "312 images, 9 exams".
-    """
-    captions = captions or {}
-    found = list(dict.fromkeys(split for split, _ in cells))
-    splits = [split for split in SPLITS if split in found] + [split for split in found if split not in SPLITS]
-    rows = [(split, name) for split in splits for name in dict.fromkeys(name for _, name in cells)]
-    bold, plain = _font(15, bold=True), _font(13)
-    heading = [(line, plain if number else _font(22, bold=True)) for number, line in enumerate(title.splitlines())]
-    names = {row: [(" · ".join(map(_short, row)), bold), (captions.get(row, ""), plain)] for row in rows}
-    margin, gap, indent = 16, 6, 30
-    top = margin + 20 + 20 * len(heading)
-    left = indent + margin + _widest(line for lines in names.values() for line in lines)
-    row_px, num_columns = max(thumb_px, 44) + gap, max([1, *map(len, cells.values())])
-    width = max(left + num_columns * (thumb_px + gap) - gap, margin + _widest(heading)) + margin
-    sheet = Image.new("RGB", (width, top + len(rows) * row_px - gap + margin), "white")
-    pen = ImageDraw.Draw(sheet)
-    _type(pen, margin, margin, heading, skip=10)
-    for row in rows:
-        pen.rectangle((margin, top, margin + 5, top + row_px - gap - 1), COLOURS[splits.index(row[0]) % len(COLOURS)])
-        _type(pen, indent, top + (row_px - gap) // 2 - 20, names[row])
-        for column, pixels in enumerate(cells.get(row, ())):
-            thumb = ImageOps.pad(Image.fromarray(pixels), (thumb_px, thumb_px), Image.Resampling.LANCZOS, color="white")
-            sheet.paste(thumb, (left + column * (thumb_px + gap), top))
-        if len(cells.get(row, ())) == 0:
-            pen.text((left, top + (row_px - gap) // 2 - 10), "none", GREY, bold)
-        top += row_px
-    with replacing(path) as temporary:
-        sheet.save(temporary, format="PNG")
-
-
-def _type(pen: ImageDraw.ImageDraw, left: int, top: int, lines: Sequence[Line], skip: int = 0) -> None:
-    """Write lines 20 pixels apart, with ``skip`` more after the first, which is black; the others are grey."""
-    for number, (text, font) in enumerate(lines):
-        pen.text((left, top + number * 20 + bool(number) * skip), text, GREY if number else BLACK, font)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -345,7 +290,7 @@ def _one_against_rest(predictions: Predictions) -> Iterator[tuple[dict[str, str]
         if truth.any() and not truth.all():
             dashes = DASHES[number // len(COLOURS) % len(DASHES)]
             looks = {"color": COLOURS[number % len(COLOURS)], "linestyle": dashes}
-            yield looks, _short(predictions.classes[index]), truth, predictions.probs[:, index]
+            yield looks, short(predictions.classes[index]), truth, predictions.probs[:, index]
 
 
 def _why_no_answer(predictions: Predictions) -> str:
@@ -360,7 +305,7 @@ def _why_no_curve(predictions: Predictions) -> str:
     problem = _why_no_answer(predictions)
     if problem or len(np.unique(predictions.labels)) > 1:
         return problem
-    only = _short(predictions.classes[predictions.labels[0]])
+    only = short(predictions.classes[predictions.labels[0]])
     return f"Every image is of one class ({only}): a curve needs images of at least two."
 
 
@@ -374,22 +319,6 @@ def _explain(axes: Axes, text: str) -> None:
 
 def _n(count: int, noun: str) -> str:
     return f"n = {count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _short(text: str, limit: int = 26) -> str:
-    """Return a name that fits a label; the middle is what a long one can spare."""
-    text = " ".join(str(text).split())
-    return text if len(text) <= limit else f"{text[: limit // 2 - 1]}…{text[-limit // 2 :]}"
-
-
-def _font(size_px: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """Return the font that matplotlib brings along, so that the sheet looks the same everywhere."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size_px)
-
-
-def _widest(lines: Iterable[Line]) -> int:
-    return max((math.ceil(font.getlength(text)) for text, font in lines), default=0)
 
 
 def _write(figure: Figure, path: Path, stamp: str) -> None:

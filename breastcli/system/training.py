@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from imblearn.over_sampling import RandomOverSampler
-from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from breastcli.config import TrainConfig, UserError
@@ -18,6 +16,7 @@ from breastcli.data.augment import POLICIES
 from breastcli.data.loading import load_batches, make_batches
 from breastcli.data.store import PreparedData
 from breastcli.losses import Loss
+from breastcli.metrics.figures import ranking_areas
 from breastcli.models import Classifier, ModelOptions, set_training_mode
 from breastcli.progress import Progress
 from breastcli.system.inference import predict_log_probs
@@ -111,6 +110,8 @@ def _order(labels: np.ndarray, rows: np.ndarray, config: TrainConfig, epoch: int
     """Return the training rows of one epoch, shuffled; oversampled to equal classes if asked for."""
     seed = mix_seed(config.seed, epoch, 2)
     if config.imbalance == "oversample":
+        from imblearn.over_sampling import RandomOverSampler  # takes a second to import, and few runs need it
+
         sampler = RandomOverSampler(random_state=seed % 2**32)
         rows = sampler.fit_resample(rows[:, None], labels[rows])[0][:, 0]
     return np.random.default_rng(seed).permutation(rows)
@@ -147,6 +148,6 @@ def _roc_auc(labels: np.ndarray, probs: np.ndarray, present: np.ndarray) -> floa
     """Return the area under the ROC curve (macro one-vs-rest), NaN where a class or a finite probability is missing."""
     if len(present) < probs.shape[1] or not np.isfinite(probs).all():
         return math.nan
-    if probs.shape[1] == 2:
-        return float(roc_auc_score(labels, probs[:, 1]))
-    return float(np.mean([roc_auc_score(labels == label, probs[:, label]) for label in present]))
+    once = np.ones((len(labels), 1))
+    positive_classes = [1] if probs.shape[1] == 2 else present
+    return float(np.mean([ranking_areas(probs[:, k], labels == k, once)[0] for k in positive_classes]))
