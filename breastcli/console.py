@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -167,18 +168,14 @@ def show_evaluate(result: EvaluateResult) -> None:
 
 def show_predict(result: PredictResult) -> None:
     """Print the first predictions, per patient where the names tell."""
-    predictions = result.predictions
-    for title, values, names in (
-        ("images", predictions, predictions.column("path")),
-        ("patients, mean probability", result.patients, None),
-    ):
+    for title, values in (("images", result.predictions), ("patients, mean probability", result.patients)):
         if values is None:
             continue
         table = _table(f"{len(values):,} {title}", ["", "predicted", *values.classes])
-        for row in range(min(len(values), MAX_LISTED)):
-            label = values.image_ids[row] if names is None else names[row]
-            probs = (f"{value:.3f}" for value in values.probs[row])
-            table.add_row(escape(str(label)), values.classes[values.predicted[row]], *probs)
+        for name, chosen, probs in islice(
+            zip(values.image_ids, values.predicted, values.probs, strict=True), MAX_LISTED
+        ):
+            table.add_row(escape(str(name)), values.classes[chosen], *(f"{value:.3f}" for value in probs))
         if len(values) > MAX_LISTED:
             table.add_row(f"… {len(values) - MAX_LISTED:,} more", "", *("" for _ in values.classes))
         OUT.print(table)

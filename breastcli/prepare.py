@@ -16,7 +16,7 @@ import numpy as np
 from breastcli import __version__
 from breastcli.config import SPLITS, LeakError, PrepareConfig, UserError, parse_magnification, parse_ratio
 from breastcli.data.audit import Audit, PreparedRecord, audit
-from breastcli.data.datasets import DataSet, Rejection, Scan, find_dataset
+from breastcli.data.datasets import DataSet, Rejection, find_dataset
 from breastcli.data.images import RejectedImageError, read_rgb
 from breastcli.data.journal import JournalEntry, decode_into
 from breastcli.data.splits import fold_records, split_records
@@ -103,13 +103,13 @@ def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult
     rows = _divide(decoded, ratio, config)
     findings = audit(rows, config.group_by)
     write_json(out / PARTIAL / "audit.json", findings.to_json())
-    for line in findings.warnings():
-        logger.warning(line)
     if findings.leaks:
         more = f" and {len(findings.leaks) - 1} more" if len(findings.leaks) > 1 else ""
         raise LeakError(f"the split leaks: {findings.leaks[0]}{more}", fix=f"see {out / PARTIAL / 'audit.json'}")
     rows, reference = _normalise_stain(rows, out, config, progress)
-    card = _card(rows, rejected, scan, adapter, findings, reference, config)
+    chosen = [f"{len(wanted):,} of them at {magnification}"] if magnification else []
+    notes = scan.notes + chosen + findings.warnings()
+    card = _card(rows, len(rejected), notes, adapter, findings, reference, config)
     _finish(out, rows, card)
     return PrepareResult(out, card, findings, rejected, time.monotonic() - started)
 
@@ -232,8 +232,8 @@ def _stain_reference(rows: list[PreparedRecord], out: Path, config: PrepareConfi
 
 def _card(
     rows: list[PreparedRecord],
-    rejected: list[Rejection],
-    scan: Scan,
+    num_rejected: int,
+    notes: list[str],
     adapter: DataSet,
     findings: Audit,
     reference: dict[str, Any] | None,
@@ -267,11 +267,11 @@ def _card(
             "num_held_out": findings.num_held_out,
         },
         "num_images": len(rows),
-        "num_rejected": len(rejected),
+        "num_rejected": num_rejected,
         "num_exams": len({row.record.exam for row in rows if row.record.exam}),
         "num_patients": len({row.record.patient for row in rows if row.record.patient}),
         "counts": _counts(rows),
-        "notes": scan.notes + findings.warnings(),
+        "notes": notes,
         "fingerprint": fingerprint,
         "split_fingerprint": split_fingerprint,
         "options": options,

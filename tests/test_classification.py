@@ -15,6 +15,8 @@ NAMES = ["accuracy", "balanced_accuracy", "precision", "sensitivity", "specifici
 NAMES += ["f1_macro", "f1_weighted", "iba", "iba_unsquared", "gmean", "roc_auc", "pr_auc", "cohen_kappa", "mcc"]
 NAMES += ["brier", "ece"]
 
+WITHHELD = "no interval where resamples leave a figure undefined (more than 10 %) or do not change it"
+
 
 def _strings(values):
     return np.array(list(values), dtype=object)
@@ -138,6 +140,9 @@ def test_intervals_are_those_of_groups_repeated_one_by_one(num_classes, n):
         samples.append(_oracle(images.probs[rows], images.labels[rows], images.predicted[rows]))
     for name, figure in score_images(images, resamples=20, seed=5).overall.items():
         expected = np.quantile([sample[name] for sample in samples], [0.025, 0.975])
+        if expected[0] == expected[1]:
+            assert np.isnan(figure.low)
+            continue
         assert (figure.low, figure.high) == pytest.approx(expected, abs=1e-9), name
 
 
@@ -200,7 +205,15 @@ def test_interval_is_withheld_where_resamples_often_lack_a_class():
     assert scores.overall["specificity"].value == 1
     assert np.isnan(scores.overall["specificity"].low)
     assert not np.isnan(scores.overall["accuracy"].low)
-    assert "no interval where more than 10 % of the resamples leave a figure undefined" in scores.notes
+    assert WITHHELD in scores.notes
+
+
+def test_interval_is_withheld_where_every_resample_says_the_same():
+    scores = score_images(_from_counts(tp=20, fn=0, tn=15, fp=5, exam=np.arange(40).astype(str)))
+    assert scores.overall["sensitivity"].value == 1
+    assert np.isnan(scores.overall["sensitivity"].low)
+    assert not np.isnan(scores.overall["specificity"].low)
+    assert WITHHELD in scores.notes
 
 
 def test_same_seed_same_intervals():
@@ -235,7 +248,7 @@ def test_notes_state_conventions_and_units():
     assert notes[0] == "positive class: malignant"
     assert notes[1].startswith("IBA alpha 0.1; squared")
     assert notes[2] == "95 % intervals: percentile bootstrap, 150 resamples of 40 exams"
-    assert len(notes) == 3
+    assert notes[3:] == (WITHHELD,)  # every malignant image is found there
     few = score_images(_random(3, 90, num_groups=9), resamples=100).notes
     assert few[0].startswith("averaging: macro")
     assert few[3] == "fewer than 10 exams: bootstrap intervals are too narrow"

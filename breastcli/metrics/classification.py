@@ -319,7 +319,7 @@ def _notes(
     if 0 < num_groups < FEW_GROUPS:
         notes.append(f"fewer than {FEW_GROUPS} {unit}s: bootstrap intervals are too narrow")
     if num_groups and any(np.isnan(figure.low) and not np.isnan(figure.value) for figure in intervals.values()):
-        notes.append("no interval where more than 10 % of the resamples leave a figure undefined")
+        notes.append("no interval where resamples leave a figure undefined (more than 10 %) or do not change it")
     if absent := [name for k, name in enumerate(classes) if k not in present]:
         notes.append(f"class without images: {', '.join(absent)}")
     if len(present) == 1:

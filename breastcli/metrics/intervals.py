@@ -60,11 +60,13 @@ def percentile_interval(value: float, samples: np.ndarray, level: float = 0.95) 
     Args:
         value: the figure on the data themselves.
         samples: (R,) the figure on each resample, NaN where undefined there. The bounds are NaN when ``value`` is, when
-            there are no resamples, and when fewer than 90 % of them are defined: the rest would not be a fair sample.
+            there are no resamples, when fewer than 90 % of them are defined (the rest would not be a fair sample), and
+            when they do not vary: a figure of 1 on every resample is no proof of a figure of 1 elsewhere.
         level: coverage in (0, 1).
     """
     defined = samples[~np.isnan(samples)]
     if np.isnan(value) or len(defined) == 0 or len(defined) < MIN_DEFINED_SHARE * len(samples):
         return Interval(float(value))
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(value), float(low), float(high))
+    varies = high - low > 1e-12  # more than rounding
+    return Interval(float(value), float(low), float(high)) if varies else Interval(float(value))

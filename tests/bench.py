@@ -1,0 +1,185 @@
+"""Time our hot paths against what a user would otherwise run: ``make bench``.
+
+Both sides of a pair run in this process, in turn, several times; the medians and their ratio are printed. Nothing here
+is a test: machines differ, so no figure is asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from breastcli.config import PrepareConfig
+from breastcli.data.augment import POLICIES
+from breastcli.data.loading import load_batches, make_batches
+from breastcli.data.sample_tree import draw_sample
+from breastcli.data.stain import fit_reference, normalise_stain
+from breastcli.data.store import PreparedData
+from breastcli.metrics.classification import score_images
+from breastcli.prepare import prepare
+from breastcli.records import Predictions
+from breastcli.system.runtime import describe_device, resolve_device
+
+BATCH_SIZE = 32
+ROUNDS = 5
+
+
+def compare(title: str, unit: str, count: int, ours: Callable[[], object], theirs: Callable[[], object]) -> None:
+    """Run both in turn and print their speeds and the ratio of the medians."""
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for number in range(ROUNDS + 1):
+        for name, run in (("ours", ours), ("theirs", theirs)):
+            began = time.perf_counter()
+            run()
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - began)
+    mine, other = (statistics.median(seconds[name]) for name in ("ours", "theirs"))
+    print(f"{title:58} {count / mine:10,.1f} {count / other:10,.1f} {unit:12} {other / mine:6.1f}x")
+
+
+class Files(Dataset):
+    """The usual input path: decode, resize and augment one PNG at a time."""
+
+    def __init__(self, paths: list[Path], transform: v2.Transform) -> None:
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.transform(Image.open(self.paths[index]).convert("RGB"))
+
+
+def bench_input(raw: Path, data: PreparedData, device: torch.device) -> None:
+    """Compare augmented batches from the store with a DataLoader of two workers over the PNG files."""
+    paths = sorted((raw / "BreaKHis_v1").rglob("*.png"))
+    base = [v2.ToImage(), v2.Resize((224, 224), antialias=True)]
+    tail = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
+    policies = {
+        "paper": [v2.RandomHorizontalFlip(), v2.RandomRotation(180)],
+        "light": [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()],
+    }
+    for name, transforms in policies.items():
+        loader = DataLoader(Files(paths, v2.Compose([*base, *transforms, *tail])), BATCH_SIZE, num_workers=2)
+        generator = torch.Generator(device).manual_seed(0)
+        order = np.random.default_rng(0).permutation(len(data.rows))
+
+        def ours(policy: str = name, generator: torch.Generator = generator, order: np.ndarray = order) -> None:
+            for batch in load_batches(data, make_batches(order, BATCH_SIZE), device):
+                POLICIES[policy](batch.images, generator)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        def theirs(loader: DataLoader = loader) -> None:
+            for images in loader:
+                images.to(device)
+
+        compare(f"batches, augmentation {name} / PIL DataLoader, 2 workers", "images/s", len(paths), ours, theirs)
+
+
+def bench_stain(raw: Path, device: torch.device) -> None:
+    """Compare Macenko at 700 x 460 with torchstain's torch backend."""
+    from torchstain.base.normalizers import HENormalizer  # noqa: F401  fails early where torchstain is absent
+    from torchstain.torch.normalizers.macenko import TorchMacenkoNormalizer
+
+    paths = sorted((raw / "BreaKHis_v1").rglob("*.png"))[:16]
+    arrays = [np.asarray(Image.open(path).resize((700, 460), Image.Resampling.BICUBIC)) for path in paths]
+    images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().to(device)
+    reference = fit_reference(images[:1], "macenko", source="benchmark")
+    rival = TorchMacenkoNormalizer()
+    rival.fit(images[0].cpu())
+
+    def theirs() -> None:
+        for image in images.cpu():
+            rival.normalize(image, stains=False)
+
+    compare(
+        "Macenko at 700x460, 20,000 pixels / torchstain",
+        "images/s",
+        len(paths),
+        lambda: normalise_stain(images, reference)[0].cpu(),
+        theirs,
+    )
+    compare(
+        "Macenko at 700x460, every pixel / torchstain",
+        "images/s",
+        len(paths),
+        lambda: normalise_stain(images, reference, max_pixels=None)[0].cpu(),
+        theirs,
+    )
+
+
+def bench_intervals() -> None:
+    """Compare all figures with bootstrap intervals with a loop over two scikit-learn metrics."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 600)
+    positive = np.clip(0.3 * labels + generator.random(600) * 0.7, 0, 1)
+    exams = np.array([f"e{k}" for k in generator.integers(0, 70, 600)], dtype=object)
+    predictions = Predictions(
+        image_ids=np.array([str(k) for k in range(600)], dtype=object),
+        classes=("benign", "malignant"),
+        probs=np.stack([1 - positive, positive], axis=1),
+        predicted=(positive >= 0.5).astype(np.int64),
+        labels=labels,
+        columns={"exam": exams, "patient": exams},
+    )
+    members = [np.flatnonzero(exams == exam) for exam in np.unique(exams)]
+
+    def theirs() -> None:
+        draws = np.random.default_rng(0)
+        for _ in range(200):
+            rows = np.concatenate([members[k] for k in draws.integers(0, len(members), len(members))])
+            balanced_accuracy_score(labels[rows], predictions.predicted[rows])
+            roc_auc_score(labels[rows], positive[rows])
+
+    compare(
+        "bootstrap, 200 resamples: 20 metrics / 2 of scikit-learn",
+        "resamples/s",
+        200,
+        lambda: score_images(predictions, resamples=200),
+        theirs,
+    )
+
+
+def bench_start() -> None:
+    """Time ``breastcli --help`` as a whole process."""
+    seconds = []
+    for _ in range(ROUNDS + 1):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "breastcli", "--help"], capture_output=True, check=True)
+        seconds.append(time.perf_counter() - began)
+    print(f"{'breastcli --help, whole process':58} {statistics.median(seconds[1:]):10.2f} s")
+
+
+def main() -> None:
+    """Run every comparison."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto")
+    device = resolve_device(parser.parse_args().device)
+    print(f"{describe_device(device)}, torch {torch.__version__}; medians of {ROUNDS} rounds, drawn images 700x460\n")
+    print(f"{'ours / rival':58} {'ours':>10} {'rival':>10} {'':12} {'ratio':>7}")
+    with tempfile.TemporaryDirectory() as folder:
+        raw, out = Path(folder) / "raw", Path(folder) / "data"
+        draw_sample(raw, num_images=128, height_px=460, width_px=700)
+        prepare(PrepareConfig(raw=str(raw), out=str(out), size=224))
+        bench_input(raw, PreparedData.open(out), device)
+        bench_stain(raw, device)
+    bench_intervals()
+    bench_start()
+
+
+if __name__ == "__main__":
+    main()
