@@ -75,7 +75,9 @@ class JobConfig:
     device: str = option("auto", "Where to compute.", metavar="auto|cpu|cuda|cuda:N|mps")
     seed: int = option(0, "Seed of every random choice.", at_least=0)
     precision: str = option("auto", "Arithmetic of the network.", choices=("auto", "fp32", "bf16", "fp16"))
-    workers: int | None = option(None, "Threads that read and decode images (default: all cores).", at_least=1)
+    workers: int | None = option(
+        None, "Threads that read images (default: every core to decode files, one to gather batches).", at_least=1
+    )
     overwrite: bool = option(False, "Replace what breastcli wrote in the output folder before.")
 
     def __post_init__(self) -> None:

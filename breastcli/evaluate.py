@@ -172,11 +172,12 @@ def _predict(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities (n, K) and row numbers (n,) of one split."""
     rows = data.select(split, fold=run.config.fold, magnification=parse_magnification(run.config.mag))
+    batches = make_batches(rows, config.batch_size)
     task = f"{run.folder.name} {split}"
     progress.begin(task, len(rows), "images")
     log_probs = predict_log_probs(
         model,
-        (batch.images for batch in load_batches(data, make_batches(rows, config.batch_size), device)),
+        (batch.images for batch in load_batches(data, batches, device, config.workers)),
         device,
         resolve_precision(config.precision, device),
         config.tta,

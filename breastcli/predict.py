@@ -6,9 +6,9 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -87,23 +87,14 @@ def predict(config: PredictConfig, progress: Progress = SILENT) -> PredictResult
     size_px = facts["model"]["size_px"]
     decoded = decode_in_order(files, size_px, config.workers or os.cpu_count() or 1)
     progress.begin("predicting", len(files), "images")
-
-    def readable() -> Iterator[Decoded]:
-        for file, image in zip(files, decoded, strict=True):
-            progress.advance("predicting")
-            if image.pixels is None:
-                rejected.append(Rejection(str(file), image.reason))
-                logger.warning("left out %s: %s", file, image.reason)
-            else:
-                kept.append(file)
-                yield image
-
-    batches = _batches(readable(), config.batch_size, facts["stain"], device)
+    images = _readable(zip(files, decoded, strict=True), kept, rejected, progress)
+    batches = _batches(images, config.batch_size, facts["stain"], device)
     first = next(batches, None)
     if first is None:
         raise UserError(f"none of the {len(files)} files is a readable image", fix=f"see why: {rejected[0].reason}")
-    every = (batch for part in ([first], batches) for batch in part)
-    log_probs = predict_log_probs(model, every, device, resolve_precision(config.precision, device), config.tta)
+    log_probs = predict_log_probs(
+        model, chain([first], batches), device, resolve_precision(config.precision, device), config.tta
+    )
     probs = log_probs.exp().numpy()
     predicted = probs.argmax(axis=1) if threshold is None else (probs[:, 1] >= threshold).astype(np.int64)
     predictions = _describe(kept, classes, probs, predicted, threshold, facts["dataset"]["name"])
@@ -147,6 +138,20 @@ def _threshold(text: str | None, num_classes: int) -> float | None:
     if text is not None and text.startswith("val-"):
         raise UsageError(f"--threshold {text}: predict has no validation images", fix="give a number")
     return choose_threshold(np.zeros(0), np.zeros(0), text or "0.5")
+
+
+def _readable(
+    decoded: Iterable[tuple[Path, Decoded]], kept: list[Path], rejected: list[Rejection], progress: Progress
+) -> Iterator[Decoded]:
+    """Yield the images that could be read, sorting the files into ``kept`` and ``rejected``."""
+    for file, image in decoded:
+        progress.advance("predicting")
+        if image.pixels is None:
+            rejected.append(Rejection(str(file), image.reason))
+            logger.warning("left out %s: %s", file, image.reason)
+        else:
+            kept.append(file)
+            yield image
 
 
 def _batches(

@@ -152,10 +152,7 @@ def _start(config: TrainConfig, data: PreparedData, device: torch.device, progre
         generator = np.random.default_rng(config.seed)
         rows = {name: np.sort(generator.permutation(chosen)[:SMOKE_IMAGES]) for name, chosen in rows.items()}
     num_classes = len(data.classes)
-    counts = np.bincount(data.labels[rows["train"]], minlength=num_classes)
-    if not counts.all():
-        lacking = data.classes[int(counts.argmin())]
-        raise UserError(f"no training image shows {lacking}", fix="choose another --mag or --fold")
+    counts = _count_classes(data, rows)
     seed_everything(config.seed)
     options = ModelOptions(
         arch=config.arch,
@@ -188,6 +185,22 @@ def _start(config: TrainConfig, data: PreparedData, device: torch.device, progre
         loss=LOSSES.get(config.loss)(weights),
         progress=progress,
     )
+
+
+def _count_classes(data: PreparedData, rows: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the number of training images of each class (K,).
+
+    Raises:
+        UserError: a class has none. Validation images of one class only are worth a warning, not a refusal.
+    """
+    counts = {name: np.bincount(data.labels[chosen], minlength=len(data.classes)) for name, chosen in rows.items()}
+    if not counts["train"].all():
+        lacking = data.classes[int(counts["train"].argmin())]
+        raise UserError(f"no training image shows {lacking}", fix="choose another --mag or --fold")
+    if not counts["val"].all():
+        lacking = data.classes[int(counts["val"].argmin())]
+        logger.warning("no validation image shows %s: the best epoch is chosen on the other classes alone", lacking)
+    return counts["train"]
 
 
 def _fit(session: Session, out: Path) -> None:

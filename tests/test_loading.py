@@ -22,11 +22,13 @@ def test_batches_are_nearly_equal_and_complete(count: int, batch_size: int) -> N
     assert len(sizes) == -(-count // batch_size)
 
 
-def test_images_and_labels_stay_together_in_order(prepared: Path) -> None:
+@pytest.mark.parametrize("workers", [None, 1, 4])
+def test_images_and_labels_stay_together_in_order(workers: int | None, prepared: Path) -> None:
     data = PreparedData.open(prepared)
     order = np.random.default_rng(0).permutation(len(data.rows))
     seen = 0
-    for rows, batch in zip(make_batches(order, 7), load_batches(data, make_batches(order, 7), CPU), strict=True):
+    batches = make_batches(order, 7)
+    for rows, batch in zip(batches, load_batches(data, batches, CPU, workers), strict=True):
         assert batch.images.shape == (len(rows), 3, 32, 32)
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
         assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), data.images[rows])

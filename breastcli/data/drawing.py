@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw, ImageFilter
 
 # Optical density of haematoxylin and eosin: Ruifrok and Johnston, Anal. Quant. Cytol. Histol. 23, 2001, table 1.
 STAIN_VECTORS = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105]])
-
 REFERENCE_HEIGHT_PX = 184
 # The ratio from 40X to 400X is narrower than a microscope's, so that nuclei survive a resize to 64 px.
 NUCLEUS_DIAMETER_PX = {"40X": 7.0, "100X": 9.5, "200X": 13.5, "400X": 20.0}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from breastcli.data.store import PreparedData
 
-LOOKAHEAD = 3
+LOOKAHEAD = 2  # batches ready beyond those being gathered
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,24 @@ def make_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return np.array_split(order, -(-len(order) // batch_size))
 
 
-def load_batches(data: PreparedData, batches: list[np.ndarray], device: torch.device) -> Iterator[Batch]:
-    """Yield the batches in order; a thread gathers the next ones while the network works on this one."""
+def load_batches(
+    data: PreparedData, batches: list[np.ndarray], device: torch.device, workers: int | None = None
+) -> Iterator[Batch]:
+    """Yield the batches in order; threads (one unless told otherwise) gather the next while the network works."""
+    threads = workers or 1
+    lookahead = LOOKAHEAD + threads
 
     def gather(rows: np.ndarray) -> tuple[Tensor, Tensor]:
         images = torch.from_numpy(data.images[rows])  # a copy: fancy indexing reads the pages now
         labels = torch.from_numpy(data.labels[rows])
         return (images.pin_memory(), labels.pin_memory()) if device.type == "cuda" else (images, labels)
 
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         waiting: deque = deque()
-        for position in range(len(batches) + LOOKAHEAD):
+        for position in range(len(batches) + lookahead):
             if position < len(batches):
                 waiting.append(pool.submit(gather, batches[position]))
-            if position >= LOOKAHEAD:
+            if position >= lookahead:
                 images, labels = waiting.popleft().result()
                 yield Batch(
                     images.to(device, non_blocking=True).permute(0, 3, 1, 2), labels.to(device, non_blocking=True)

@@ -82,7 +82,7 @@ def train_epoch(session: Session, model: nn.Module, epoch: int) -> float:
     task = f"epoch {epoch}"
     session.progress.begin(task, len(order), "images")
     shown = time.monotonic()
-    for step, batch in enumerate(load_batches(session.data, batches, device)):
+    for step, batch in enumerate(load_batches(session.data, batches, device, config.workers)):
         with autocast(device, session.dtype):
             logits = model(augment(batch.images, generator))
         loss = session.loss(logits.float(), batch.labels)
@@ -125,7 +125,7 @@ def validate(session: Session, epoch: int) -> dict[str, float]:
     session.progress.begin(task, len(rows), "images")
     log_probs = predict_log_probs(
         session.model,
-        (batch.images for batch in load_batches(session.data, batches, session.device)),
+        (batch.images for batch in load_batches(session.data, batches, session.device, session.config.workers)),
         session.device,
         session.dtype,
         on_batch=lambda count: session.progress.advance(task, count),
