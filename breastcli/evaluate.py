@@ -32,7 +32,7 @@ from breastcli.reporting import plots
 from breastcli.reporting.report import write_report
 from breastcli.system.checkpoint import load_checkpoint
 from breastcli.system.inference import predict_log_probs
-from breastcli.system.runfolder import INFO, Run, find_run, git_state, versions
+from breastcli.system.runfolder import INFO, METRICS, PREDICTIONS, Run, find_run, git_state, versions
 from breastcli.system.runtime import describe_device, resolve_device, resolve_precision
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ class _Evaluated:
     data: PreparedData
     predictions: Predictions
     threshold: float | None
+    epoch: int
 
 
 def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateResult:
@@ -110,10 +111,10 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
         "by_subtype": {name: scores.to_json() for name, scores in by_subtype.items()},
         **_spread(parts, settings),
     }
-    with replacing(out / "predictions.csv") as temporary:
+    with replacing(out / PREDICTIONS) as temporary:
         predictions.to_csv(temporary)
     _draw_plots(out, predictions, image, document["dataset"])
-    write_json(out / "metrics.json", document)
+    write_json(out / METRICS, document)
     if len(runs) > 1:
         _describe_pool(root, parts, device, config, time.monotonic() - started)
     report = write_report(root)
@@ -158,7 +159,7 @@ def _evaluate_run(run: Run, config: EvaluateConfig, device: torch.device, progre
         columns["threshold"] = _strings(repr(threshold) for _ in records)
     ids = _strings(record.image_id for record in records)
     predictions = Predictions(ids, data.classes, probs, predicted, data.labels[rows], columns)
-    return _Evaluated(run, data, predictions, threshold)
+    return _Evaluated(run, data, predictions, threshold, int(facts["epoch"]))
 
 
 def _predict(
@@ -227,6 +228,7 @@ def _provenance(parts: list[_Evaluated], config: EvaluateConfig) -> dict[str, An
     thresholds = [part.threshold for part in parts]
     return {
         "runs": [str(part.run.folder) for part in parts],
+        "epochs": [part.epoch for part in parts],
         "split": config.split,
         "threshold": {
             "rule": config.threshold,

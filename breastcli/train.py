@@ -30,7 +30,17 @@ from breastcli.system.checkpoint import (
     save_checkpoint,
     save_resume,
 )
-from breastcli.system.runfolder import BEST, CONFIG, LAST, RESUME, RUNS, logging_to, recorded_run, write_history
+from breastcli.system.runfolder import (
+    BEST,
+    CONFIG,
+    LAST,
+    RESUME,
+    RUNS,
+    logging_to,
+    recorded_run,
+    remove_results,
+    write_history,
+)
 from breastcli.system.runtime import (
     resolve_device,
     resolve_precision,
@@ -102,8 +112,10 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
         use_deterministic_kernels()
     _claim(out, config)
     with logging_to(out / "log.txt"):
-        session = _start(config, data, device, progress)
-        _restore(session, out)
+        resuming = config.resume and (out / RESUME).is_file()
+        session = _start(config, data, device, progress, resuming=resuming)
+        if resuming:
+            _restore(session, out)
         facts = {
             "data": str(data.folder),
             "precision": str(session.dtype).removeprefix("torch."),
@@ -140,11 +152,12 @@ def _claim(out: Path, config: TrainConfig) -> None:
                 flag = field.name.replace("_", "-")
                 raise UserError(f"{out} was trained with --{flag} {old}, not {new}", fix="resume with the same options")
     elif config.overwrite:
-        for stale in (BEST, LAST, RESUME, "history.csv", "timing.csv", "curves.png", "log.txt"):
-            (out / stale).unlink(missing_ok=True)
+        remove_results(out)
 
 
-def _start(config: TrainConfig, data: PreparedData, device: torch.device, progress: Progress) -> Session:
+def _start(
+    config: TrainConfig, data: PreparedData, device: torch.device, progress: Progress, *, resuming: bool
+) -> Session:
     """Choose the images, build the network and everything around it."""
     magnification = parse_magnification(config.mag)
     rows = {split: data.select(split, fold=config.fold, magnification=magnification) for split in ("train", "val")}
@@ -162,8 +175,9 @@ def _start(config: TrainConfig, data: PreparedData, device: torch.device, progre
         attention_stage=config.attention_stage,
         reduction=config.reduction,
     )
-    model = build_model(options, pretrained=config.pretrained)
-    if config.weights:
+    # A resumed run brings its own weights.
+    model = build_model(options, pretrained=config.pretrained and not resuming)
+    if config.weights and not resuming:
         logger.info("weights: %s", load_initial_weights(model, Path(config.weights)))
     num_frozen = freeze(model, config.freeze)
     logger.info("%s: %s parameters, %s frozen", config.arch, f"{num_parameters(model):,}", f"{num_frozen:,}")
@@ -266,10 +280,7 @@ def _save_epoch(session: Session, out: Path) -> None:
 
 def _restore(session: Session, out: Path) -> None:
     """Take over what an interrupted run finished."""
-    path = out / RESUME
-    if not session.config.resume or not path.is_file():
-        return
-    saved = load_resume(path, session.device)
+    saved = load_resume(out / RESUME, session.device)
     if saved["split_fingerprint"] != session.data.card["split_fingerprint"]:
         raise UserError(f"{out} was trained on another split of {session.data.folder}", fix="use --overwrite")
     session.model.load_state_dict(saved["model"])

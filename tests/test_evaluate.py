@@ -140,6 +140,8 @@ def test_latest_is_the_run_written_last(own_run: Path, tmp_path: Path, monkeypat
     with pytest.raises(UserError, match="no run below runs/"):
         evaluate(EvaluateConfig(run="latest"))
     shutil.copytree(own_run, "runs/one", copy_function=shutil.copy)
+    Path("runs/one-pooled").mkdir()
+    Path("runs/one-pooled/run.json").write_text("{}")  # of a pooled evaluation: nothing was trained there
     result = evaluate(EvaluateConfig(run="latest", **QUICK))
     assert result.out.as_posix() == "runs/one/evaluate/test"
 

@@ -136,9 +136,13 @@ def test_resume_refuses_other_options_and_goes_on_with_more_epochs(own_run: Path
 
 def test_overwrite_starts_afresh_and_keeps_foreign_files(own_run: Path, tiny_config: TrainConfig) -> None:
     (own_run / "notes.txt").write_text("mine")
+    (own_run / "evaluate" / "test").mkdir(parents=True)
+    (own_run / "evaluate" / "test" / "metrics.json").write_text("{}")
+    (own_run / "evaluate" / "test" / "mine.png").write_text("mine")
     train(changed(tiny_config, own_run, overwrite=True, epochs=1))
     assert len(history_of(own_run)) == 1
     assert (own_run / "notes.txt").read_text() == "mine"
+    assert [path.name for path in (own_run / "evaluate" / "test").iterdir()] == ["mine.png"]
 
 
 def test_loss_falls_and_every_part_learns(tmp_path: Path, tiny_config: TrainConfig) -> None:

@@ -114,7 +114,7 @@ def _jitter_stain(values: Tensor, strength: float, generator: torch.Generator) -
     scale = 1 + strength * torch.randn(size, generator=generator, device=values.device)
     shift = strength / 2 * torch.randn(size, generator=generator, device=values.device)
     density = -(values.add(1).mul(127.5).add(1) / 256).log()  # (B, 3, H, W)
-    mixing = torch.linalg.inv(stains) @ (scale[:, :, None] * stains)  # (B, 3, 3)
+    mixing = torch.linalg.inv_ex(stains).inverse @ (scale[:, :, None] * stains)  # (B, 3, 3)
     changed = torch.einsum("bchw,bcd->bdhw", density, mixing) + (shift @ stains)[:, :, None, None]
     return changed.neg().exp().mul(256).sub(1).div(127.5).sub(1).clamp(-1, 1)
 

@@ -26,6 +26,9 @@ from breastcli.system.runtime import describe_device
 RUNS = Path("runs")
 INFO, CONFIG, HISTORY = "run.json", "config.yaml", "history.csv"
 BEST, LAST, RESUME = "checkpoints/best.safetensors", "checkpoints/last.safetensors", "checkpoints/resume.pt"
+TRAINED = (BEST, LAST, RESUME, HISTORY, "timing.csv", "curves.png", "log.txt", "report.html")
+METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
+PLOTS = ("confusion.png", "roc.png", "precision_recall.png", "reliability.png", "patients.png")
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow", "safetensors")
 
 
@@ -72,15 +75,24 @@ def find_run(name: str) -> Run:
         UserError: there is no such run.
     """
     folder = _latest() if name == "latest" else Path(name)
-    if not (folder / INFO).is_file():
+    if not (folder / INFO).is_file() or not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is not a run folder", fix="give a folder that breastcli train wrote, or latest")
     info = read_json(folder / INFO)
     config = resolve(TrainConfig, read_section(folder / CONFIG, "train"), {})
     return Run(folder, info, config)
 
 
+def remove_results(folder: Path) -> None:
+    """Remove what an earlier training and its evaluations wrote into a run folder; nothing else."""
+    evaluations = [path / name for path in folder.glob("evaluate/*") for name in (METRICS, PREDICTIONS, *PLOTS)]
+    for path in [*(folder / name for name in TRAINED), *evaluations]:
+        path.unlink(missing_ok=True)
+
+
 def _latest() -> Path:
-    written = sorted(RUNS.rglob(INFO), key=lambda path: path.stat().st_mtime)
+    # Folders of pooled evaluations have no configuration.
+    trained = (path for path in RUNS.rglob(INFO) if path.with_name(CONFIG).is_file())
+    written = sorted(trained, key=lambda path: path.stat().st_mtime)
     if not written:
         raise UserError(f"no run below {RUNS}/", fix="run breastcli train first, or give a run folder")
     return written[-1].parent
