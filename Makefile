@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 DEVICE ?= auto
 BIN := $(VENV)/bin
+# The pinned versions are those of Python 3.11; an older one takes the newest that suit it.
+PINS := $(shell $(PYTHON) -c 'import sys; print("--constraint constraints.txt" * (sys.version_info >= (3, 11)))')
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
 
@@ -19,7 +21,7 @@ install: $(STAMP)  ## install breastcli and its development tools into .venv
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "breastcli needs Python 3.10 or newer")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) --editable '.[dev]'
 	@touch $@
 
 demo: $(STAMP)  ## draw the sample data set and run the whole chain on it

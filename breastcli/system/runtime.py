@@ -49,7 +49,9 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if device.type == "cpu":
-        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+        # Private, because torch has no public question for it; without an answer the safe choice is float32.
+        multiplies_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        return torch.bfloat16 if multiplies_bf16() else torch.float32
     return torch.float32
 
 
