@@ -127,7 +127,7 @@ def show_prepare(result: PrepareResult) -> None:
 
 def show_train(result: TrainResult) -> None:
     """Print the best epoch."""
-    _stamp(result.leaky, drawn=False)
+    _stamp(result.leaky, result.drawn)
     images, weights = result.num_images, result.num_parameters
     table = _table(f"best of {len(result.history)} epochs", ["", ""])
     table.add_row("trained on", f"{images['train']:,} images, validated on {images['val']:,}")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from breastcli import __version__
-from breastcli.config import SPLITS, LeakError, PrepareConfig, UserError, parse_magnification, parse_ratio
+from breastcli.config import SPLITS, LeakError, PrepareConfig, UsageError, UserError, parse_magnification, parse_ratio
 from breastcli.data.audit import Audit, PreparedRecord, audit
 from breastcli.data.datasets import DataSet, Rejection, find_dataset
 from breastcli.data.images import RejectedImageError, read_rgb
@@ -117,7 +117,7 @@ def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult
 def _raw_folder(config: PrepareConfig, progress: Progress) -> tuple[DataSet, Path]:
     """Return the adapter and the raw folder, drawing the sample data set where it is not there yet."""
     if config.raw is None and config.dataset != "sample":
-        raise UserError("prepare needs the raw data set", fix="breastcli prepare RAW, or --dataset sample")
+        raise UsageError("prepare needs the raw data set", fix="breastcli prepare RAW, or --dataset sample")
     raw = Path(config.raw if config.raw is not None else f"{config.out}-raw")
     adapter = find_dataset(config.dataset, raw)
     if adapter.draw is not None and not adapter.recognises(raw):

@@ -52,8 +52,9 @@ from breastcli.system.training import Session, learning_rate, make_optimizer, tr
 logger = logging.getLogger(__name__)
 
 SMOKE_IMAGES = 64
-# What may differ when an interrupted run is resumed: everything else would change its history.
-FREE_ON_RESUME = frozenset({"resume", "overwrite", "out", "device", "workers", "epochs"})
+# What may differ when an interrupted run is resumed: everything else would change its history. So would the number of
+# epochs where the learning rate depends on it.
+FREE_ON_RESUME = frozenset({"resume", "overwrite", "out", "device", "workers"})
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class TrainResult:
         num_parameters: all and trainable parameters.
         seconds: time of this call.
         leaky: the stamp of an image-level split, or None.
+        drawn: whether the images were drawn by a program.
     """
 
     out: Path
@@ -77,6 +79,7 @@ class TrainResult:
     num_parameters: dict[str, int]
     seconds: float
     leaky: str | None
+    drawn: bool
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-safe dictionary."""
@@ -86,10 +89,11 @@ class TrainResult:
 
 
 def default_out(config: TrainConfig) -> Path:
-    """Return the run folder of a configuration that names none: ``runs/ARCH-MAG``, with the fold where there is one."""
+    """Return the run folder of a configuration that names none: ``runs/ARCH-MAG``, with fold and ``smoke`` if any."""
     magnification = parse_magnification(config.mag)
     name = f"{config.arch.replace('/', '-')}-{magnification.lower() if magnification else 'all'}"
-    return RUNS / (name if config.fold is None else f"{name}-fold{config.fold}")
+    fold = "" if config.fold is None else f"-fold{config.fold}"
+    return RUNS / f"{name}{fold}{'-smoke' if config.smoke else ''}"
 
 
 def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
@@ -138,6 +142,7 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
         },
         seconds=time.monotonic() - started,
         leaky=data.card["split"]["leaky"],
+        drawn=data.card["drawn"],
     )
 
 
@@ -148,7 +153,8 @@ def _claim(out: Path, config: TrainConfig) -> None:
         before = resolve(TrainConfig, read_section(out / CONFIG, "train"), {})
         for field in dataclasses.fields(TrainConfig):
             old, new = getattr(before, field.name), getattr(config, field.name)
-            if old != new and field.name not in FREE_ON_RESUME:
+            free = FREE_ON_RESUME | ({"epochs"} if config.schedule == "none" else set())
+            if old != new and field.name not in free:
                 flag = field.name.replace("_", "-")
                 raise UserError(f"{out} was trained with --{flag} {old}, not {new}", fix="resume with the same options")
     elif config.overwrite:

@@ -49,7 +49,7 @@ def test_json_is_one_object_and_nothing_else(breastcli: Callable, raw: Path, tra
     ("words", "code", "message"),
     [
         (["prepare", "none"], 1, "error: none: no such folder"),
-        (["prepare"], 1, "error: prepare needs the raw data set"),
+        (["prepare"], 2, "error: prepare needs the raw data set"),
         (["train", "--data", "none"], 1, "error: none is not a prepared folder: run breastcli prepare"),
         (["train", "--mag", "50x", "--out", "x"], 2, "--mag 50x"),
         (["train", "--optimizer", "adm"], 2, "did you mean 'adam'"),

@@ -95,6 +95,8 @@ def test_resume_gives_the_uninterrupted_history(
     monkeypatch.setattr(training, "predict_log_probs", real)
     with pytest.raises(UserError, match="not empty.*--resume"):
         train(part)
+    with pytest.raises(UserError, match="--epochs 4, not 5"):  # another cosine would be another history
+        train(dataclasses.replace(part, resume=True, epochs=5))
     result = train(dataclasses.replace(part, resume=True))
     assert len(result.history) == 4
     assert (tmp_path / "part/history.csv").read_bytes() == (whole / "history.csv").read_bytes()
@@ -271,6 +273,7 @@ def test_oversampling_equalises_the_classes() -> None:
 def test_default_run_folders() -> None:
     assert default_out(TrainConfig(mag="100x")).as_posix() == "runs/dalaresnet50-100x"
     assert default_out(TrainConfig(arch="timm/resnet18", fold=2)).as_posix() == "runs/timm-resnet18-all-fold2"
+    assert default_out(TrainConfig(smoke=True)).as_posix() == "runs/dalaresnet50-all-smoke"
 
 
 def test_a_leaky_split_stamps_the_run(raw: Path, tmp_path: Path, tiny_config: TrainConfig) -> None:
