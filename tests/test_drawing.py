@@ -239,5 +239,6 @@ def test_arrangement_tells_the_classes_apart_and_colour_does_not(tmp_path):
     held_out = {exam for found in exams.values() for exam in found[1::3]}
     train = np.array([name["exam"] not in held_out for name in names])
     colour, network = by_histogram(images, labels, train), by_network(images, labels, train)
+    print(f"balanced accuracy on held-out exams: colour histogram {colour:.3f}, network {network:.3f}")
     assert network > 0.75
     assert network - colour > 0.08
