@@ -119,7 +119,7 @@ def show_prepare(result: PrepareResult) -> None:
     for note in card["notes"]:
         OUT.print(f"- {escape(note)}")
     if card["num_rejected"]:
-        OUT.print(f"- {card['num_rejected']} files left out: {result.out / 'rejected.csv'}")
+        OUT.print(f"- files left out: {card['num_rejected']}, listed in {result.out / 'rejected.csv'}")
     if card["num_stain_fallbacks"]:
         OUT.print(f"- {card['num_stain_fallbacks']} images kept their own stain: too little tissue")
     OUT.print(str(result.out))
@@ -180,7 +180,7 @@ def show_predict(result: PredictResult) -> None:
             table.add_row(f"… {len(values) - MAX_LISTED:,} more", "", *("" for _ in values.classes))
         OUT.print(table)
     if result.rejected:
-        OUT.print(f"- {len(result.rejected)} files could not be read")
+        OUT.print(f"- files that could not be read: {len(result.rejected)}")
     OUT.print(str(result.out))
 
 
