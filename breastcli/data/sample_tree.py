@@ -15,22 +15,14 @@ import numpy as np
 from PIL import Image
 
 from breastcli.config import MAGNIFICATIONS
+from breastcli.data.datasets.breakhis import SUBTYPES
 from breastcli.data.drawing import STAIN_VECTORS, Look, draw_field
 
 IMAGE_ROOT = Path("BreaKHis_v1")
 MASK_ROOT = Path("masks")
 CARD_FILE = "sample.json"
 
-SUBTYPE_FOLDERS = {
-    "A": "adenosis",
-    "F": "fibroadenoma",
-    "PT": "phyllodes_tumor",
-    "TA": "tubular_adenoma",
-    "DC": "ductal_carcinoma",
-    "LC": "lobular_carcinoma",
-    "MC": "mucinous_carcinoma",
-    "PC": "papillary_carcinoma",
-}
+SUBTYPE_FOLDERS = {code: name for code, (name, _) in SUBTYPES.items()}
 BENIGN = ("A", "F", "PT", "TA")
 
 # Numbers that no BreakHis slide has. Like the real ones, some exams (the leading digits) gave several slides, exam

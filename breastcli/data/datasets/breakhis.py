@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from breastcli.config import UserError
+from breastcli.config import MAGNIFICATIONS, UserError
 from breastcli.data.datasets import DATASETS, DataSet, Rejection, Scan, image_files
 from breastcli.records import ImageRecord
 
@@ -22,7 +22,6 @@ SUBTYPES = {
     "MC": ("mucinous_carcinoma", (205, 222, 196, 169)),
     "PC": ("papillary_carcinoma", (145, 142, 135, 138)),
 }
-MAGNIFICATIONS = ("40X", "100X", "200X", "400X")
 NUM_IMAGES = sum(sum(counts) for _, counts in SUBTYPES.values())
 NAME = re.compile(
     r"SOB_(?P<tumour>B(?=_(?:A|F|PT|TA)-)|M(?=_(?:DC|LC|MC|PC)-))_(?P<subtype>[A-Z]{1,2})"
