@@ -41,6 +41,11 @@ class LeakError(UserError):
     exit_code = 3
 
 
+def first_line(error: Exception, limit: int | None = None) -> str:
+    """Return the first line of what an error says, cut to ``limit`` characters; its type where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:limit]
+
+
 def option(
     default: Any,
     help: str,

@@ -27,7 +27,7 @@ from breastcli.metrics.classification import (
 )
 from breastcli.models import Classifier
 from breastcli.progress import SILENT, Progress
-from breastcli.records import Predictions, Scores, stamp_of
+from breastcli.records import Predictions, Scores, stamp_of, strings
 from breastcli.reporting import plots
 from breastcli.reporting.report import write_report
 from breastcli.system.checkpoint import load_checkpoint
@@ -153,11 +153,11 @@ def _evaluate_run(run: Run, config: EvaluateConfig, device: torch.device, progre
         threshold = _threshold(run, data, model, config, device, progress)
         predicted = (probs[:, 1] >= threshold).astype(np.int64)
     records = [data.rows[row].record for row in rows]
-    columns = {name: _strings(getattr(record, name) or "" for record in records) for name in COLUMNS}
-    columns["run"] = _strings(run.folder.name for _ in records)
+    columns = {name: strings(getattr(record, name) or "" for record in records) for name in COLUMNS}
+    columns["run"] = strings(run.folder.name for _ in records)
     if threshold is not None:
-        columns["threshold"] = _strings(repr(threshold) for _ in records)
-    ids = _strings(record.image_id for record in records)
+        columns["threshold"] = strings(repr(threshold) for _ in records)
+    ids = strings(record.image_id for record in records)
     predictions = Predictions(ids, data.classes, probs, predicted, data.labels[rows], columns)
     return _Evaluated(run, data, predictions, threshold, int(facts["epoch"]))
 
@@ -294,7 +294,3 @@ def _describe_pool(
         "train": dataclasses.asdict(first.config),
     }
     write_json(root / INFO, values)
-
-
-def _strings(values: Any) -> np.ndarray:
-    return np.array(list(values), dtype=object)

@@ -23,7 +23,7 @@ from breastcli.data.stain import StainReference, normalise_stain
 from breastcli.files import replacing
 from breastcli.metrics.classification import choose_threshold
 from breastcli.progress import SILENT, Progress
-from breastcli.records import Predictions
+from breastcli.records import Predictions, strings
 from breastcli.system.checkpoint import load_checkpoint
 from breastcli.system.inference import predict_log_probs
 from breastcli.system.runfolder import find_run
@@ -179,14 +179,11 @@ def _describe(
     """Put probabilities beside what the file names tell."""
     adapter = DATASETS.get(dataset)
     known = [adapter.describe(str(file)) for file in files]
-    columns = {
-        name: np.array([(getattr(one, name) or "") if one else "" for one in known], dtype=object)
-        for name in COLUMNS[1:]
-    }
-    columns = {"path": np.array([str(file) for file in files], dtype=object), **columns}
+    columns = {name: strings((getattr(one, name) or "") if one else "" for one in known) for name in COLUMNS[1:]}
+    columns = {"path": strings(map(str, files)), **columns}
     if threshold is not None:
         columns["threshold"] = np.full(len(files), repr(threshold), dtype=object)
-    ids = np.array([file.stem for file in files], dtype=object)
+    ids = strings(file.stem for file in files)
     return Predictions(ids, classes, probs, predicted, None, columns)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -210,8 +210,8 @@ class Predictions:
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: {error}", fix="pass a predictions.csv that breastcli wrote") from error
         fixed = {"image_id", "label", "predicted", *(PROBABILITY_PREFIX + name for name in classes)}
-        columns = {name: _strings(row[name] for row in rows) for name in rows[0] if name not in fixed}
-        return cls(_strings(row["image_id"] for row in rows), classes, probs, predicted, labels, columns)
+        columns = {name: strings(row[name] for row in rows) for name in rows[0] if name not in fixed}
+        return cls(strings(row["image_id"] for row in rows), classes, probs, predicted, labels, columns)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Predictions]) -> Predictions:
@@ -234,7 +234,8 @@ def stamp_of(leaky: str | None, drawn: bool) -> str:
     return ", ".join(filter(None, (leaky, DRAWN if drawn else "")))
 
 
-def _strings(values: Any) -> np.ndarray:
+def strings(values: Iterable[str]) -> np.ndarray:
+    """Return values as an (N,) column of strings of any length."""
     return np.array(list(values), dtype=object)
 
 

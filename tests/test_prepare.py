@@ -90,7 +90,7 @@ def test_folds(folds: Path) -> None:
         parts = [set(data.select(split, fold=fold)) for split in ("train", "val", "test")]
         assert set().union(*parts) == set(range(96))
         assert sum(map(len, parts)) == 96
-        groups = [set(data.groups(np.array(sorted(part)), "exam")) for part in parts]
+        groups = [{data.rows[row].record.exam for row in part} for part in parts]
         assert not groups[0] & groups[2]
         assert not groups[1] & groups[2]
     with pytest.raises(UserError, match="folds 0 to 2"):

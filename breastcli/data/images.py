@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from breastcli.config import first_line
+
 MAX_PIXELS = 100_000_000  # a 10,000 x 10,000 field; larger files are slides or decompression bombs
 MIN_SIDE_PX = 16
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -69,7 +71,7 @@ def read_rgb(path: Path) -> Image.Image:
     except MemoryError:
         raise RejectedImageError("too large for this machine's memory") from None
     except Exception as error:  # damaged files make Pillow's decoders raise almost anything
-        raise RejectedImageError(f"cannot be decoded ({_first_line(error)})") from None
+        raise RejectedImageError(f"cannot be decoded ({first_line(error, 120)})") from None
 
 
 def decode(path: Path, size_px: int) -> Decoded:
@@ -124,8 +126,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         layered = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
     raise RejectedImageError(f"{image.mode} colours; convert the file to 8-bit RGB with its own colour profile")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0][:120] if lines else type(error).__name__

@@ -16,7 +16,6 @@ import numpy as np
 
 from breastcli.config import UserError
 from breastcli.data.audit import PreparedRecord
-from breastcli.data.splits import group_names
 from breastcli.files import read_csv, read_json, write_csv
 from breastcli.records import ImageRecord
 
@@ -197,10 +196,6 @@ class PreparedData:
         named = {"test": {test}, "val": {val}, "train": {str(k) for k in range(num_folds)} - {test, val}}
         return named[split]
 
-    def groups(self, rows: np.ndarray, level: str) -> list[str]:
-        """Return the exam, patient or image name of each of ``rows``."""
-        return group_names([self.rows[row].record for row in rows], level)
-
 
 def read_chunks(path: Path, num_images: int, size_px: int, chunk: int) -> Iterator[np.ndarray]:
     """Read an array file in chunks of images without mapping it, so that memory use stays flat."""
@@ -215,10 +210,3 @@ def read_chunks(path: Path, num_images: int, size_px: int, chunk: int) -> Iterat
 def remove_partial(folder: Path) -> None:
     """Remove the work in progress of ``prepare``; nothing else."""
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)
-
-
-def describe_split(card: dict[str, Any]) -> str:
-    """Return one line about how the images were divided."""
-    split = card["split"]
-    shape = f"{split['folds']} folds" if split["folds"] else f"split {split['ratio']}"
-    return f"{shape} by {split['level']}, seed {split['seed']}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from breastcli.config import UserError
+from breastcli.config import UserError, first_line
 from breastcli.registry import Registry
 
 
@@ -100,7 +100,7 @@ def build_model(options: ModelOptions, *, pretrained: bool = False) -> Classifie
             model = ARCHITECTURES.get(options.arch).build(options, pretrained)
         logits = _try_out(model, options)
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(
             f"{options.arch} cannot take {options.size_px}-pixel images ({reason})", fix="prepare with another --size"
         ) from error

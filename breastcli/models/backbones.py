@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from breastcli.config import UsageError, UserError
+from breastcli.config import UsageError, UserError, first_line
 from breastcli.models import ARCHITECTURES, Architecture, Classifier, ModelOptions, linear_head
 
 HEAD_NAMES = ("classifier", "fc", "head", "heads")
@@ -132,7 +132,7 @@ def torchvision_trunk(name: str, *, pretrained: bool, **settings: Any) -> nn.Mod
         except (URLError, OSError) as error:
             file = weights.url.rsplit("/", 1)[-1]
             raise UserError(
-                f"--pretrained: cannot download {weights.url} ({_reason(error)})",
+                f"--pretrained: cannot download {weights.url} ({first_line(error, 120)})",
                 fix=f"download it elsewhere and pass --weights {file} instead",
             ) from error
     return network
@@ -171,7 +171,7 @@ def from_timm(name: str, options: ModelOptions, pretrained: bool) -> Classifier:
             raise
         hub = f"hf.co/{described.hf_hub_id}" if described and described.hf_hub_id else "timm"
         raise UserError(
-            f"--pretrained: cannot download the weights of {name} from {hub} ({_reason(error)})",
+            f"--pretrained: cannot download the weights of {name} from {hub} ({first_line(error, 120)})",
             fix="download its model.safetensors elsewhere and pass --weights model.safetensors instead",
         ) from error
     with torch.no_grad():
@@ -216,7 +216,3 @@ def _without_last_linear(head: nn.Module) -> tuple[list[nn.Module], int]:
 def _nearest(name: str, known: list[str]) -> str:
     near = get_close_matches(name, known, n=1, cutoff=0.4)
     return f"did you mean {near[0]!r}?" if near else "see the library's list of models"
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from breastcli.config import UserError
+from breastcli.config import UserError, first_line
 from breastcli.files import replacing, write_json
 from breastcli.models import Classifier, ModelOptions, build_model
 
@@ -88,7 +88,7 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[Classifier, dict[
         model = build_model(options)
         model.load_state_dict(load_file(path))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged ({_first_line(error)})", fix="train again") from error
+        raise UserError(f"{path} is damaged ({first_line(error, 160)})", fix="train again") from error
     model = model.to(device=device, memory_format=torch.channels_last)
     return model.eval(), facts
 
@@ -134,7 +134,7 @@ def load_resume(path: Path, device: torch.device) -> dict[str, Any]:
     try:
         return _load_plain(path, device)
     except Exception as error:  # a damaged file makes the reader raise almost anything
-        raise UserError(f"{path} is damaged ({_first_line(error)})", fix="start again with --overwrite") from error
+        raise UserError(f"{path} is damaged ({first_line(error, 160)})", fix="start again with --overwrite") from error
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -149,7 +149,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             f"--weights {path}: not a plain state dict; loading it could run code", fix="save it as safetensors"
         ) from error
     except Exception as error:  # a damaged file makes the readers raise almost anything
-        raise UserError(f"--weights {path}: not a weights file ({_first_line(error)})") from error
+        raise UserError(f"--weights {path}: not a weights file ({first_line(error, 160)})") from error
     if isinstance(content, dict):
         inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
         tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
@@ -179,7 +179,3 @@ def _unwrapped(name: str) -> str:
 def _shortened(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

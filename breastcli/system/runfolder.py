@@ -20,7 +20,7 @@ import torch
 from breastcli import __version__
 from breastcli.config import JobConfig, TrainConfig, UserError, read_section, resolve, to_yaml
 from breastcli.data.store import PreparedData
-from breastcli.files import read_csv, read_json, write_csv, write_json, write_text
+from breastcli.files import read_json, write_csv, write_json, write_text
 from breastcli.system.runtime import describe_device
 
 RUNS = Path("runs")
@@ -162,14 +162,6 @@ def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
     """Write ``history.csv``: one row per epoch with every digit, and no times, so that two runs can be compared."""
     if history:
         write_csv(folder / HISTORY, list(history[0]), ([_plain(v) for v in row.values()] for row in history))
-
-
-def read_history(folder: Path) -> list[dict[str, float]]:
-    """Read ``history.csv``; empty where training has not finished an epoch."""
-    path = folder / HISTORY
-    if not path.is_file():
-        return []
-    return [{name: float(value) for name, value in row.items()} for row in read_csv(path)]
 
 
 def versions() -> dict[str, str]:
