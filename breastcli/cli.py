@@ -128,7 +128,7 @@ def _run(
             typer.echo(to_yaml(resolved), nl=False)
             return 0
         if getattr(resolved, "arch", "") == "help":
-            console.show_architectures()
+            console.show_architectures(as_json=json)
             return 0
         with console.watching(quiet=quiet) as progress:
             module = importlib.import_module(f"breastcli.{job}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -96,7 +96,7 @@ class PrepareConfig(JobConfig):
 
     raw: str | None = option(None, "Folder of the raw data set (sample: where to draw it).", positional=True)
     out: str | None = option("data/breakhis", "Prepared folder to write.", metavar="DIR")
-    dataset: str = option("auto", "Which data set RAW holds; sample draws one.", metavar="auto|breakhis|sample")
+    dataset: str = option("auto", "Which data set RAW holds, as breakhis; sample draws one.", metavar="auto|NAME")
     size: int = option(224, "Side of the square images in pixels.", at_least=16)
     stain: str = option("none", "Stain normalisation.", choices=("none", "macenko", "reinhard"))
     stain_reference: str = option(
@@ -105,7 +105,8 @@ class PrepareConfig(JobConfig):
     split: str = option("6:1:3", "Ratio train:val:test.", metavar="A:B:C")
     group_by: str = option("exam", "What never crosses a split.", choices=("exam", "patient", "image"))
     folds: int | None = option(None, "Make K cross-validation folds instead of one split.", at_least=3, metavar="K")
-    task: str = option("binary", "Classes: benign/malignant or the subtypes.", choices=("binary", "subtype"))
+    task: str = option("binary", "Classes: two (benign/malignant) or the subtypes.", choices=("binary", "subtype"))
+    classes: str = option("all", "Subtypes or classes to keep, separated by commas.", metavar="all|A,B")
     mag: str = option("all", "Magnification to keep.", metavar="all|40x|100x|200x|400x")
     strict: bool = option(False, "Fail when any file is rejected.")
     resume: bool = option(False, "Continue an interrupted prepare.")
@@ -117,7 +118,9 @@ class TrainConfig(JobConfig):
     """Options of ``breastcli train``. Defaults are those of the DALAResNet50 paper (section IV-A)."""
 
     arch: str = option(
-        "dalaresnet50", "Network: one of ours, timm/<name> or torchvision/<name>; help lists ours.", metavar="NAME"
+        "dalaresnet50",
+        "Network: one that `--arch help` lists, timm/<name>, torchvision/<name> or hf-hub:<owner>/<name>.",
+        metavar="NAME",
     )
     data: str = option("data/breakhis", "Prepared folder.", metavar="DIR")
     out: str | None = option(None, "Run folder (default: runs/ARCH-MAG).", metavar="DIR")
@@ -126,21 +129,65 @@ class TrainConfig(JobConfig):
     epochs: int = option(50, "Number of epochs.", at_least=1)
     batch_size: int = option(32, "Images per step.", at_least=1)
     lr: float = option(1e-4, "Initial learning rate.", at_least=0.0)
+    trunk_lr: float | None = option(None, "Learning rate of the trunk, where it differs from --lr.", at_least=0.0)
     optimizer: str = option("adam", "Optimiser.", choices=("adam", "adamw", "sgd"))
     weight_decay: float = option(0.0, "Weight decay.", at_least=0.0)
     schedule: str = option("none", "Learning-rate schedule.", choices=("none", "cosine", "exponential"))
     dropout: float = option(0.25, "Dropout before the last layer.", at_least=0.0, below=1.0)
-    augment: str = option("paper", "Augmentation policy.", choices=("none", "light", "paper", "strong"))
-    imbalance: str = option("none", "Answer to class imbalance.", choices=("none", "weights", "oversample"))
-    loss: str = option("cross_entropy", "Loss function.", metavar="cross_entropy|focal")
-    freeze: str = option("none", "Freeze the first N weight layers, or the whole trunk.", metavar="none|N|trunk")
+    augment: str = option(
+        "paper", "Augmentation policy.", choices=("none", "light", "paper", "strong", "deebani", "wang")
+    )
+    imbalance: str = option(
+        "none",
+        "Answer to class imbalance.",
+        choices=("none", "weights", "class_balanced", "logit_adjustment", "oversample"),
+    )
+    loss: str = option(
+        "cross_entropy", "Loss function.", metavar="cross_entropy|focal|a_softmax|cosface|arcface|li_arcface"
+    )
+    margin: float | None = option(
+        None,
+        "Margin of an angular loss: radians (arcface, li_arcface), cosine (cosface), factor (a_softmax).",
+        at_least=0.0,
+    )
+    scale: float | None = option(None, "Scale of an angular loss.", at_least=1.0)
+    head: str = option(
+        "own",
+        "Head: the architecture's own, one linear layer, or a hidden layer of 512 and one more.",
+        choices=("own", "linear", "mlp"),
+    )
+    freeze: str = option(
+        "none",
+        "Freeze the trunk, stages of it (layer1,layer2), the first N layers with weights, or of a stage.",
+        metavar="none|trunk|N|STAGE|STAGE:N,…",
+    )
+    unfreeze_at: int | None = option(None, "Epoch from which on everything learns.", at_least=2, metavar="EPOCH")
+    cache_embeddings: str = option(
+        "auto",
+        "Where only the head learns: embed each image once, keep that beside the data, and train the head on it "
+        "(auto: where the augmentation allows it and it saves work).",
+        choices=("auto", "on", "off"),
+    )
     batch_norm: str = option(
         "train", "Batch-norm statistics: from the batches, or as loaded.", choices=("train", "frozen")
     )
     attention_stage: int = option(4, "dalaresnet50: stage after which the attention sits (1-4).", at_least=1, below=5)
     reduction: int = option(4, "dalaresnet50: reduction of the attention (the paper used 4 and 16).", at_least=1)
-    pretrained: bool = option(False, "Start from the library's ImageNet weights.")
+    trunks: str = option(
+        "densenet201,nasnetmobile,resnet101", "multiscale: its networks, separated by commas.", metavar="A,B,…"
+    )
+    fusion: str = option(
+        "pyramid", "multiscale: how its networks' maps are joined.", choices=("pyramid", "concatenation")
+    )
+    pretrained: bool = option(False, "Start from published ImageNet weights.")
     weights: str | None = option(None, "Start from the weights in FILE.", metavar="FILE")
+    init_from: str | None = option(None, "Start from another run's best weights, without its head.", metavar="RUN")
+    normalisation: str = option(
+        "auto",
+        "Scale images to [-1, 1] (symmetric, as the papers) or as the published weights expect (native; auto: native "
+        "for timm/, torchvision/ and hf-hub: networks).",
+        choices=("auto", "symmetric", "native"),
+    )
     patience: int | None = option(None, "Stop after this many epochs without a better score.", at_least=1)
     monitor: str = option(
         "val_balanced_accuracy",
@@ -168,6 +215,7 @@ class EvaluateConfig(JobConfig):
         metavar="T|val-youden|val-sensitivity=S",
     )
     tta: str = option("none", "Test-time augmentation: d4 averages the eight flips and turns.", choices=("none", "d4"))
+    embedding: bool = option(False, "Also draw the embedding and the angles within and between classes.")
     batch_size: int = option(64, "Images per step.", at_least=1)
     resamples: int = option(2000, "Bootstrap resamples for the intervals.", at_least=100)
 
@@ -270,6 +318,23 @@ def parse_magnification(text: str) -> str | None:
     if f"{plain}X" not in MAGNIFICATIONS:
         raise UsageError(f"--mag {text}: no such magnification", fix="use all, 40x, 100x, 200x or 400x")
     return f"{plain}X"
+
+
+def parse_classes(text: str, known: Sequence[str]) -> tuple[str, ...]:
+    """Return ("lung_n", "lung_aca") for "lung_n,lung_aca", and an empty tuple for "all".
+
+    Raises:
+        UsageError: a name is not among the ``known`` ones.
+    """
+    names = tuple(part.strip() for part in text.split(","))
+    if names == ("all",):
+        return ()
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            fix = f"did you mean {near[0]!r}?" if near else f"use {', '.join(dict.fromkeys(known))}"
+            raise UsageError(f"--classes {text}: no such class {name!r}", fix=fix)
+    return names
 
 
 def parse_ratio(text: str) -> tuple[int, int, int]:

@@ -105,12 +105,16 @@ def show_json(result: Any) -> None:
 
 
 def show_prepare(result: PrepareResult) -> None:
-    """Print what was prepared: images and exams per side and class."""
+    """Print what was prepared: images and exams (patients where exams are unknown) per side and class."""
     card = result.card
     _stamp(card["split"]["leaky"], card["drawn"])
-    unit = "exams" if card["num_exams"] else "groups"
-    table = _table(f"{card['title']}: {card['num_images']:,} images, {card['num_exams']} exams", ["", *card["classes"]])
-    cells = {(row["side"], row["class"]): f"{row['images']:,} ({row['exams']} {unit})" for row in card["counts"]}
+    unit = next((name for name in ("exams", "patients") if card[f"num_{name}"]), "")
+    groups = f"{card[f'num_{unit}']} {unit}" if unit else "patients unknown"
+    table = _table(f"{card['title']}: {card['num_images']:,} images, {groups}", ["", *card["classes"]])
+    cells = {
+        (row["side"], row["class"]): f"{row['images']:,}" + (f" ({row[unit]} {unit})" if unit else "")
+        for row in card["counts"]
+    }
     folds = card["split"]["folds"]
     for side in [str(k) for k in range(folds)] if folds else ["train", "val", "test"]:
         name = f"fold {side}" if folds else side
@@ -184,21 +188,45 @@ def show_predict(result: PredictResult) -> None:
     OUT.print(str(result.out))
 
 
-def show_architectures() -> None:
-    """Print the networks that ``--arch`` knows by name, and the two doors to the libraries."""
+def show_architectures(*, as_json: bool) -> None:
+    """Print the networks that ``--arch`` knows by name, and the doors to the libraries."""
     import torch
 
     from breastcli.models import ARCHITECTURES, ModelOptions, num_parameters
 
-    table = _table("networks", ["--arch", "parameters (2 classes)", "source"])
+    rows = []
     for name in ARCHITECTURES.names():
-        architecture = ARCHITECTURES.get(name)
+        known = ARCHITECTURES.get(name)
         with torch.device("meta"):
-            count = num_parameters(architecture.build(ModelOptions(name, 2), False))
-        table.add_row(name, f"{count:,}", architecture.source)
-    table.add_row("timm/<name>", "", "any classifier of timm")
-    table.add_row("torchvision/<name>", "", "any classifier of torchvision")
+            count = num_parameters(known.build(ModelOptions(name, 2), False))
+        rows.append(
+            {
+                "arch": name,
+                "parameters": count,
+                "printed": known.published.get(2),
+                "size_px": known.size_px,
+                "multiple_px": known.multiple_px,
+                "source": known.source,
+                "remark": known.remark,
+            }
+        )
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = _table("networks (parameters for 2 classes)", ["--arch", "parameters", "in a paper", "pixels", "source"])
+    for row in rows:
+        printed = f"{row['printed']:,}" if row["printed"] else ""
+        pixels = f"{row['size_px']}" + (f" (n × {row['multiple_px']})" if row["multiple_px"] > 1 else "")
+        remark = f" [dim]({escape(row['remark'])})[/dim]" if row["remark"] else ""
+        table.add_row(row["arch"], f"{row['parameters']:,}", printed, pixels, escape(row["source"]) + remark)
     OUT.print(table)
+    OUT.print("timm/<name>, torchvision/<name>       any classifier of these libraries")
+    OUT.print(
+        "hf-hub:<owner>/<name>                 an encoder of the model hub that timm can read, such as a pathology"
+    )
+    OUT.print(
+        "                                      foundation model; add --pretrained or --weights, and --freeze trunk"
+    )
 
 
 def _show_subsets(title: str, subsets: dict[str, Scores], metrics: tuple[str, ...]) -> None:

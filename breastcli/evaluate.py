@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,11 @@ from breastcli.models import Classifier
 from breastcli.progress import SILENT, Progress
 from breastcli.records import Predictions, Scores, stamp_of, strings
 from breastcli.reporting import plots
+from breastcli.reporting.embedding_plot import plot_embedding
 from breastcli.reporting.report import write_report
 from breastcli.system.checkpoint import load_checkpoint
 from breastcli.system.inference import predict_log_probs
-from breastcli.system.runfolder import INFO, METRICS, PREDICTIONS, Run, find_run, git_state, versions
+from breastcli.system.runfolder import EMBEDDING_PLOT, INFO, METRICS, PREDICTIONS, Run, find_run, git_state, versions
 from breastcli.system.runtime import describe_device, resolve_device, resolve_precision
 
 logger = logging.getLogger(__name__)
@@ -71,13 +74,14 @@ class EvaluateResult:
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """One run's predictions."""
+    """One run's predictions; ``embeddings`` is (N, D), or (N, 0) where nobody asked for them."""
 
     run: Run
     data: PreparedData
     predictions: Predictions
     threshold: float | None
     epoch: int
+    embeddings: np.ndarray
 
 
 def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateResult:
@@ -110,10 +114,13 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
         "by_magnification": {name: scores.to_json() for name, scores in by_magnification.items()},
         "by_subtype": {name: scores.to_json() for name, scores in by_subtype.items()},
         **_spread(parts, settings),
+        "embedding": _draw_embedding(out, parts[0]) if config.embedding else None,
     }
     with replacing(out / PREDICTIONS) as temporary:
         predictions.to_csv(temporary)
     _draw_plots(out, predictions, image, document["dataset"])
+    if not config.embedding:
+        (out / EMBEDDING_PLOT).unlink(missing_ok=True)  # an earlier evaluation's
     write_json(out / METRICS, document)
     if len(runs) > 1:
         _describe_pool(root, parts, device, config, time.monotonic() - started)
@@ -128,6 +135,8 @@ def _find_runs(config: EvaluateConfig) -> list[Run]:
     names = config.runs or ((config.run,) if config.run else ())
     if not names:
         raise UsageError("evaluate needs a run folder", fix="breastcli evaluate RUN, or --run latest")
+    if config.embedding and len(names) > 1:
+        raise UsageError("--embedding: several networks have no embedding in common", fix="evaluate one run at a time")
     return [find_run(name) for name in names]
 
 
@@ -146,7 +155,9 @@ def _evaluate_run(run: Run, config: EvaluateConfig, device: torch.device, progre
         raise UserError(f"{run.best} knows other classes than {data.folder}", fix="train again")
     if config.threshold != "0.5" and len(data.classes) != 2:
         raise UsageError(f"--threshold {config.threshold}: needs two classes, not {len(data.classes)}")
-    probs, rows = _predict(run, data, config.split, model, config, device, progress)
+    kept: list[torch.Tensor] = []
+    keep = (lambda embedding: kept.append(embedding.cpu())) if config.embedding else (lambda embedding: None)
+    probs, rows = _predict(run, data, config.split, model, config, device, progress, keep)
     threshold = None
     predicted = probs.argmax(axis=1)
     if len(data.classes) == 2:
@@ -159,7 +170,8 @@ def _evaluate_run(run: Run, config: EvaluateConfig, device: torch.device, progre
         columns["threshold"] = strings(repr(threshold) for _ in records)
     ids = strings(record.image_id for record in records)
     predictions = Predictions(ids, data.classes, probs, predicted, data.labels[rows], columns)
-    return _Evaluated(run, data, predictions, threshold, int(facts["epoch"]))
+    embeddings = torch.cat(kept).numpy() if kept else np.zeros((len(rows), 0), dtype=np.float32)
+    return _Evaluated(run, data, predictions, threshold, int(facts["epoch"]), embeddings)
 
 
 def _predict(
@@ -170,6 +182,7 @@ def _predict(
     config: EvaluateConfig,
     device: torch.device,
     progress: Progress,
+    on_embedding: Callable[[torch.Tensor], None] = lambda embedding: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities (n, K) and row numbers (n,) of one split."""
     rows = data.select(split, fold=run.config.fold, magnification=parse_magnification(run.config.mag))
@@ -183,6 +196,7 @@ def _predict(
         resolve_precision(config.precision, device),
         config.tta,
         on_batch=lambda count: progress.advance(task, count),
+        on_embedding=on_embedding,
     )
     return log_probs.exp().numpy(), rows
 
@@ -273,6 +287,16 @@ def _draw_plots(out: Path, predictions: Predictions, image: Scores, dataset: dic
     plots.plot_reliability(predictions, out / "reliability.png", stamp=stamp)
     if all(predictions.column("patient")):
         plots.plot_patients(predictions, out / "patients.png", stamp=stamp)
+
+
+def _draw_embedding(out: Path, part: _Evaluated) -> dict[str, float | None]:
+    """Draw the embedding of one run; return its angles, None where they are undefined."""
+    card = part.data.card
+    stamp = stamp_of(card["split"]["leaky"], card["drawn"])
+    labels = part.predictions.labels
+    assert labels is not None
+    angles = plot_embedding(part.embeddings, labels, part.data.classes, out / EMBEDDING_PLOT, stamp=stamp)
+    return {name: None if math.isnan(value) else value for name, value in angles.items()}
 
 
 def _describe_pool(

@@ -14,12 +14,21 @@ from typing import Any
 import numpy as np
 
 from breastcli import __version__
-from breastcli.config import SPLITS, LeakError, PrepareConfig, UsageError, UserError, parse_magnification, parse_ratio
+from breastcli.config import (
+    SPLITS,
+    LeakError,
+    PrepareConfig,
+    UsageError,
+    UserError,
+    parse_classes,
+    parse_magnification,
+    parse_ratio,
+)
 from breastcli.data.audit import Audit, PreparedRecord, audit
 from breastcli.data.datasets import DataSet, Rejection, find_dataset
 from breastcli.data.images import RejectedImageError, read_rgb
 from breastcli.data.journal import JournalEntry, decode_into
-from breastcli.data.splits import fold_records, split_records
+from breastcli.data.splits import fold_records, known_level, split_records
 from breastcli.data.store import (
     CARD,
     FORMAT,
@@ -29,6 +38,7 @@ from breastcli.data.store import (
     PreparedData,
     fingerprints,
     read_chunks,
+    remove_embeddings,
     remove_partial,
     write_header,
     write_manifest,
@@ -86,30 +96,28 @@ def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult
     adapter, raw = _raw_folder(config, progress)
     if config.stain != "none" and not adapter.stained:
         raise UserError(f"--stain {config.stain}: {adapter.name} is not H&E-stained", fix="use --stain none")
+    kept = parse_classes(config.classes, (*adapter.subtypes, *adapter.classes))
     if config.resume and (out / MANIFEST).is_file():
         return _already_finished(out, _options(config, adapter))
     claim_folder(out, allowed=config.resume or config.overwrite, hint="use --resume, --overwrite or another --out")
     scan = adapter.scan(raw)
-    wanted = [record for record in scan.records if magnification in (None, record.magnification)]
-    if config.task == "subtype":
-        wanted = [dataclasses.replace(record, label=record.subtype) for record in wanted]
-    if not wanted:
-        raise UserError(f"{raw} has no images at {magnification}", fix="choose another --mag")
+    wanted, notes = _wanted(scan.records, raw, magnification, kept, adapter, config)
+    level = known_level(wanted, config.group_by)
+    if level != config.group_by:
+        notes.append(f"{config.group_by}s are unknown: grouped by {level}")
     workers = config.workers or os.cpu_count() or 1
     journal = decode_into(out / PARTIAL, wanted, raw, config.size, workers, resume=config.resume, progress=progress)
     decoded = [(record, one) for record, one in zip(wanted, journal, strict=True) if not one.reason]
     rejected = scan.rejected + [Rejection(one.path, one.reason) for one in journal if one.reason]
     _report_rejected(out / PARTIAL, rejected, strict=config.strict)
-    rows = _divide(decoded, ratio, config)
-    findings = audit(rows, config.group_by)
+    rows = _divide(decoded, ratio, level, config)
+    findings = audit(rows, level)
     write_json(out / PARTIAL / "audit.json", findings.to_json())
     if findings.leaks:
         more = f" and {len(findings.leaks) - 1} more" if len(findings.leaks) > 1 else ""
         raise LeakError(f"the split leaks: {findings.leaks[0]}{more}", fix=f"see {out / PARTIAL / 'audit.json'}")
     rows, reference = _normalise_stain(rows, out, config, progress)
-    chosen = [f"{len(wanted):,} of them at {magnification}"] if magnification else []
-    notes = scan.notes + chosen + findings.warnings()
-    card = _card(rows, len(rejected), notes, adapter, findings, reference, config)
+    card = _card(rows, len(rejected), scan.notes + notes + findings.warnings(), adapter, findings, reference, config)
     _finish(out, rows, card)
     return PrepareResult(out, card, findings, rejected, time.monotonic() - started)
 
@@ -127,20 +135,47 @@ def _raw_folder(config: PrepareConfig, progress: Progress) -> tuple[DataSet, Pat
     return adapter, raw
 
 
+def _wanted(
+    records: list[ImageRecord],
+    raw: Path,
+    magnification: str | None,
+    kept: tuple[str, ...],
+    adapter: DataSet,
+    config: PrepareConfig,
+) -> tuple[list[ImageRecord], list[str]]:
+    """Return the images of the magnification and classes asked for, labelled for the task, and a note on the choice."""
+    if magnification and not any(record.magnification for record in records):
+        raise UserError(f"--mag {config.mag}: {adapter.name} has no magnifications", fix="leave --mag out")
+    classes = set(kept) - set(adapter.subtypes)  # a name that both have means the subtype
+    wanted = [
+        record
+        for record in records
+        if magnification in (None, record.magnification)
+        and (not kept or record.subtype in kept or record.label in classes)
+    ]
+    choice = " ".join([f"at {magnification}"] * bool(magnification) + [f"of {', '.join(kept)}"] * bool(kept))
+    if not wanted:
+        raise UserError(f"{raw} has no images {choice}", fix="choose another --mag or --classes")
+    if config.task == "subtype":
+        wanted = [dataclasses.replace(record, label=record.subtype) for record in wanted]
+    return wanted, [f"{len(wanted):,} of them {choice}"] if choice else []
+
+
 def _options(config: PrepareConfig, adapter: DataSet) -> dict[str, Any]:
     """Return the options that decide what the prepared folder holds."""
-    names = ("size", "stain", "stain_reference", "split", "group_by", "folds", "task", "mag", "seed")
+    names = ("size", "stain", "stain_reference", "split", "group_by", "folds", "task", "classes", "mag", "seed")
     return {"dataset": adapter.name, **{name: getattr(config, name) for name in names}}
 
 
 def _already_finished(out: Path, options: dict[str, Any]) -> PrepareResult:
     data = PreparedData.open(out)
-    if data.card["options"] != options:
-        changed = next(name for name, value in options.items() if data.card["options"].get(name) != value)
+    finished = {"classes": "all", **data.card["options"]}  # folders older than --classes hold all of them
+    if finished != options:
+        changed = next(name for name, value in options.items() if finished.get(name) != value)
         raise UserError(f"{out} was prepared with another --{changed}", fix="use --overwrite or another --out")
     logger.warning("%s is already finished", out)
     rejected = [Rejection(row["path"], row["reason"]) for row in read_csv(out / "rejected.csv")]
-    return PrepareResult(out, data.card, audit(data.rows, options["group_by"]), rejected, 0.0)
+    return PrepareResult(out, data.card, audit(data.rows, data.card["split"]["level"]), rejected, 0.0)
 
 
 def _report_rejected(partial: Path, rejected: list[Rejection], *, strict: bool) -> None:
@@ -154,7 +189,7 @@ def _report_rejected(partial: Path, rejected: list[Rejection], *, strict: bool) 
 
 
 def _divide(
-    decoded: list[tuple[ImageRecord, JournalEntry]], ratio: tuple[int, int, int], config: PrepareConfig
+    decoded: list[tuple[ImageRecord, JournalEntry]], ratio: tuple[int, int, int], level: str, config: PrepareConfig
 ) -> list[PreparedRecord]:
     if not decoded:
         raise UserError("no file could be decoded", fix=f"see {Path(config.out) / PARTIAL / 'rejected.csv'}")
@@ -162,9 +197,9 @@ def _divide(
     folds: list[int | None] = [None] * len(records)
     splits = [""] * len(records)
     if config.folds is not None:
-        folds = list(fold_records(records, config.folds, config.group_by, config.seed))
+        folds = list(fold_records(records, config.folds, level, config.seed))
     else:
-        splits = split_records(records, ratio, config.group_by, config.seed)
+        splits = split_records(records, ratio, level, config.seed)
     return [
         PreparedRecord(record, split, fold, one.width_px, one.height_px, one.pixel_hash)
         for (record, one), split, fold in zip(decoded, splits, folds, strict=True)
@@ -252,13 +287,13 @@ def _card(
         "citation": adapter.citation,
         "homepage": adapter.homepage,
         "task": config.task,
-        "classes": sorted({row.record.label for row in rows}),
+        "classes": _class_order({row.record.label for row in rows}, adapter),
         "size_px": config.size,
         "resize": "bicubic to a square; the aspect ratio is not kept",
         "stain": reference,
         "num_stain_fallbacks": sum(row.stain_fallback for row in rows),
         "split": {
-            "level": config.group_by,
+            "level": findings.level,
             "ratio": None if config.folds else config.split,
             "folds": config.folds,
             "seed": config.seed,
@@ -268,8 +303,8 @@ def _card(
         },
         "num_images": len(rows),
         "num_rejected": num_rejected,
-        "num_exams": len({row.record.exam for row in rows if row.record.exam}),
-        "num_patients": len({row.record.patient for row in rows if row.record.patient}),
+        "num_exams": len({row.record.exam for row in rows if row.record.exam}) or None,
+        "num_patients": len({row.record.patient for row in rows if row.record.patient}) or None,
         "counts": _counts(rows),
         "notes": notes,
         "fingerprint": fingerprint,
@@ -279,16 +314,26 @@ def _card(
     }
 
 
+def _class_order(names: set[str], adapter: DataSet) -> list[str]:
+    """Return class names in index order: of two the positive one last, more in alphabetical order."""
+    order = (*adapter.subtypes, *adapter.classes)
+    return sorted(names, key=order.index if len(names) == 2 else None)
+
+
 def _counts(rows: list[PreparedRecord]) -> list[dict[str, Any]]:
-    """Return the number of images and exams of every class on every side of the split."""
+    """Return the number of images, exams and patients of every class on every side; None where a group is unknown."""
     images = Counter((row.side, row.record.label) for row in rows)
-    exams = Counter(
-        (side, label) for side, label, exam in {(row.side, row.record.label, row.record.exam) for row in rows} if exam
-    )
-    return [
-        {"side": side, "class": label, "images": count, "exams": exams[side, label]}
-        for (side, label), count in sorted(images.items())
-    ]
+
+    def groups(level: str) -> Counter[tuple[str, str]]:
+        found = {(row.side, row.record.label, getattr(row.record, level)) for row in rows}
+        return Counter((side, label) for side, label, name in found if name)
+
+    exams, patients = groups("exam"), groups("patient")
+    counts = []
+    for (side, label), count in sorted(images.items()):
+        known = {"exams": exams[side, label] or None, "patients": patients[side, label] or None}
+        counts.append({"side": side, "class": label, "images": count, **known})
+    return counts
 
 
 def _finish(out: Path, rows: list[PreparedRecord], card: dict[str, Any]) -> None:
@@ -304,12 +349,14 @@ def _finish(out: Path, rows: list[PreparedRecord], card: dict[str, Any]) -> None
     finished.replace(out / IMAGES)
     write_manifest(out, rows)
     remove_partial(out)
+    remove_embeddings(out)
 
 
 def _draw_contact_sheet(out: Path, array_file: Path, rows: list[PreparedRecord], card: dict[str, Any]) -> None:
     array = np.load(array_file, mmap_mode="r", allow_pickle=False)
     generator = np.random.default_rng(0)
     cells, captions = {}, {}
+    unit = "exam" if card["num_exams"] else "patient" if card["num_patients"] else ""
     present = {row.side for row in rows}
     sides = [side for side in SPLITS if side in present] or sorted(present, key=int)
     for side in sides:
@@ -317,9 +364,9 @@ def _draw_contact_sheet(out: Path, array_file: Path, rows: list[PreparedRecord],
             members = [number for number, row in enumerate(rows) if (row.side, row.record.label) == (side, label)]
             chosen = np.sort(generator.permutation(members)[:SHEET_COLUMNS]).astype(int)
             title = side if card["split"]["folds"] is None else f"fold {side}"
-            exams = len({rows[number].record.exam for number in members})
+            groups = len({getattr(rows[number].record, unit) for number in members}) if unit else 0
             cells[title, label] = np.array(array[chosen])
-            captions[title, label] = f"{len(members)} images, {exams} exams"
+            captions[title, label] = f"{len(members)} images" + (f", {groups} {unit}s" if unit else "")
     stain = f", {card['stain']['method']}" if card["stain"] else ""
     stamp = f" - {card['split']['leaky']}" if card["split"]["leaky"] else ""
     drawn = " - drawn, not real" if card["drawn"] else ""

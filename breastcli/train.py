@@ -6,34 +6,30 @@ import contextlib
 import dataclasses
 import logging
 import math
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from breastcli.config import TrainConfig, UserError, parse_magnification, read_section, resolve
 from breastcli.data.store import PreparedData
 from breastcli.files import claim_folder, write_csv
-from breastcli.losses import LOSSES
-from breastcli.models import ModelOptions, build_model, freeze, num_parameters
+from breastcli.models import num_parameters
+from breastcli.models.freezing import unfreeze
 from breastcli.progress import SILENT, Progress
 from breastcli.records import stamp_of
 from breastcli.reporting.plots import plot_curves
 from breastcli.reporting.report import write_report
-from breastcli.system.checkpoint import (
-    load_initial_weights,
-    load_resume,
-    save_checkpoint,
-    save_resume,
-)
+from breastcli.system.checkpoint import load_resume, save_checkpoint, save_resume
 from breastcli.system.runfolder import (
     BEST,
     CONFIG,
     LAST,
+    LOG,
     RESUME,
     RUNS,
     logging_to,
@@ -41,17 +37,12 @@ from breastcli.system.runfolder import (
     remove_results,
     write_history,
 )
-from breastcli.system.runtime import (
-    resolve_device,
-    resolve_precision,
-    seed_everything,
-    use_deterministic_kernels,
-)
-from breastcli.system.training import Session, learning_rate, make_optimizer, train_epoch, validate
+from breastcli.system.runtime import resolve_device, seed_everything, use_deterministic_kernels
+from breastcli.system.session import start_session
+from breastcli.system.training import Session, learning_rate_factor, train_epoch, validate
 
 logger = logging.getLogger(__name__)
 
-SMOKE_IMAGES = 64
 # What may differ when an interrupted run is resumed: everything else would change its history. So would the number of
 # epochs where the learning rate depends on it.
 FREE_ON_RESUME = frozenset({"resume", "overwrite", "out", "device", "workers"})
@@ -91,7 +82,7 @@ class TrainResult:
 def default_out(config: TrainConfig) -> Path:
     """Return the run folder of a configuration that names none: ``runs/ARCH-MAG``, with fold and ``smoke`` if any."""
     magnification = parse_magnification(config.mag)
-    name = f"{config.arch.replace('/', '-')}-{magnification.lower() if magnification else 'all'}"
+    name = f"{re.sub('[/:]', '-', config.arch)}-{magnification.lower() if magnification else 'all'}"
     fold = "" if config.fold is None else f"-fold{config.fold}"
     return RUNS / f"{name}{fold}{'-smoke' if config.smoke else ''}"
 
@@ -115,15 +106,16 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
     if config.deterministic:
         use_deterministic_kernels()
     _claim(out, config)
-    with logging_to(out / "log.txt"):
+    with logging_to(out / LOG):
         resuming = config.resume and (out / RESUME).is_file()
-        session = _start(config, data, device, progress, resuming=resuming)
+        session = start_session(config, data, device, progress, resuming=resuming)
         if resuming:
             _restore(session, out)
         facts = {
             "data": str(data.folder),
             "precision": str(session.dtype).removeprefix("torch."),
             "num_images": {name: len(rows) for name, rows in session.rows.items()},
+            "ancestors": session.ancestors,
         }
         with recorded_run(out, config, device, data.card, facts) as info, _clear_memory_errors(config):
             _fit(session, out)
@@ -148,12 +140,14 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
 
 def _claim(out: Path, config: TrainConfig) -> None:
     """Take the run folder: new, to be resumed under the same options, or to be overwritten."""
-    claim_folder(out, allowed=config.resume or config.overwrite, hint="use --resume, --overwrite or another --out")
+    only_log = out.is_dir() and {path.name for path in out.iterdir()} <= {LOG}  # left by a run that could not start
+    allowed = config.resume or config.overwrite or only_log
+    claim_folder(out, allowed=allowed, hint="use --resume, --overwrite or another --out")
     if config.resume and (out / RESUME).is_file():
         before = resolve(TrainConfig, read_section(out / CONFIG, "train"), {})
         for field in dataclasses.fields(TrainConfig):
             old, new = getattr(before, field.name), getattr(config, field.name)
-            free = FREE_ON_RESUME | ({"epochs"} if config.schedule == "none" else set())
+            free = FREE_ON_RESUME if _depends_on_length(config) else FREE_ON_RESUME | {"epochs"}
             if old != new and field.name not in free:
                 flag = field.name.replace("_", "-")
                 raise UserError(f"{out} was trained with --{flag} {old}, not {new}", fix="resume with the same options")
@@ -161,66 +155,9 @@ def _claim(out: Path, config: TrainConfig) -> None:
         remove_results(out)
 
 
-def _start(
-    config: TrainConfig, data: PreparedData, device: torch.device, progress: Progress, *, resuming: bool
-) -> Session:
-    """Choose the images, build the network and everything around it."""
-    magnification = parse_magnification(config.mag)
-    rows = {split: data.select(split, fold=config.fold, magnification=magnification) for split in ("train", "val")}
-    if config.smoke:
-        generator = np.random.default_rng(config.seed)
-        rows = {name: np.sort(generator.permutation(chosen)[:SMOKE_IMAGES]) for name, chosen in rows.items()}
-    num_classes = len(data.classes)
-    counts = _count_classes(data, rows)
-    seed_everything(config.seed)
-    options = ModelOptions(
-        arch=config.arch,
-        num_classes=num_classes,
-        size_px=data.size_px,
-        dropout=config.dropout,
-        attention_stage=config.attention_stage,
-        reduction=config.reduction,
-    )
-    # A resumed run brings its own weights.
-    model = build_model(options, pretrained=config.pretrained and not resuming)
-    if config.weights and not resuming:
-        logger.info("weights: %s", load_initial_weights(model, Path(config.weights)))
-    num_frozen = freeze(model, config.freeze)
-    logger.info("%s: %s parameters, %s frozen", config.arch, f"{num_parameters(model):,}", f"{num_frozen:,}")
-    model = model.to(device=device, memory_format=torch.channels_last)
-    weights = None
-    if config.imbalance == "weights":
-        weights = torch.tensor(counts.sum() / (num_classes * counts), dtype=torch.float32, device=device)
-    dtype = resolve_precision(config.precision, device)
-    return Session(
-        config=config,
-        data=data,
-        rows=rows,
-        device=device,
-        dtype=dtype,
-        model=model,
-        options=options,
-        optimizer=make_optimizer(model, config, device),
-        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-        loss=LOSSES.get(config.loss)(weights),
-        progress=progress,
-    )
-
-
-def _count_classes(data: PreparedData, rows: dict[str, np.ndarray]) -> np.ndarray:
-    """Return the number of training images of each class (K,).
-
-    Raises:
-        UserError: a class has none. Validation images of one class only are worth a warning, not a refusal.
-    """
-    counts = {name: np.bincount(data.labels[chosen], minlength=len(data.classes)) for name, chosen in rows.items()}
-    if not counts["train"].all():
-        lacking = data.classes[int(counts["train"].argmin())]
-        raise UserError(f"no training image shows {lacking}", fix="choose another --mag or --fold")
-    if not counts["val"].all():
-        lacking = data.classes[int(counts["val"].argmin())]
-        logger.warning("no validation image shows %s: the best epoch is chosen on the other classes alone", lacking)
-    return counts["train"]
+def _depends_on_length(config: TrainConfig) -> bool:
+    """Return whether an epoch's result depends on how many epochs there will be."""
+    return config.schedule != "none" or config.loss == "a_softmax"
 
 
 def _fit(session: Session, out: Path) -> None:
@@ -234,13 +171,15 @@ def _fit(session: Session, out: Path) -> None:
             logger.info("stopped: no better %s for %d epochs", config.monitor, config.patience)
             return
         seed_everything(config.seed, epoch)
-        rate = learning_rate(config, epoch)
+        if config.unfreeze_at and epoch >= config.unfreeze_at:
+            unfreeze(session.model)
+        factor = learning_rate_factor(config, epoch)
         for group in session.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = factor * group["initial_lr"]
         began = time.monotonic()
         train_loss = train_epoch(session, stepped, epoch)
         seconds = time.monotonic() - began
-        row = {"epoch": epoch, "lr": rate, "train_loss": train_loss, **validate(session, epoch)}
+        row = {"epoch": epoch, "lr": factor * config.lr, "train_loss": train_loss, **validate(session, epoch)}
         session.history.append(row)
         session.timing.append((epoch, seconds, len(session.rows["train"]) / seconds))
         _save_epoch(session, out)
@@ -308,6 +247,8 @@ def _facts(session: Session, row: dict[str, float]) -> dict[str, Any]:
         "stain": card["stain"],
         "dataset": {name: card[name] for name in ("name", "fingerprint", "split_fingerprint", "task")},
         "leaky": card["split"]["leaky"],
+        "fold": session.config.fold,
+        "ancestors": session.ancestors,
     }
 
 

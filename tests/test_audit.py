@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from breastcli.data.audit import LEAKY, PreparedRecord, audit
+from breastcli.data.audit import LEAKY, UNKNOWN, PreparedRecord, audit
 from breastcli.records import ImageRecord
 
 
@@ -83,3 +83,28 @@ def test_folds_hold_every_image_out_once(second_fold: int, shared: int) -> None:
 def test_slide_under_two_subtypes_is_told() -> None:
     found = audit([*CLEAN, row("e", "train", exam="1", label="malignant")], "exam")
     assert found.warnings() == ["slide 1 is filed under benign and malignant"]
+
+
+def test_an_image_split_of_unknown_patients_claims_nothing() -> None:
+    found = audit([row("a", "train"), row("b", "test", pixels="a"), row("c", "val")], "image")
+    assert (found.stamp, found.coarsest, found.shared_with_training) == (UNKNOWN, "", None)
+    assert found.to_json()["verdict"] == UNKNOWN
+    assert found.warnings() == [
+        f"{UNKNOWN}; any of 2 held-out images may share a patient with training",
+        "1 sets of identical images are on two sides of the split",
+    ]
+
+
+def test_where_exams_are_unknown_patients_are_counted() -> None:
+    rows = [
+        row("a", "train", patient="p"),
+        row("b", "test", patient="p", label="malignant"),
+        row("c", "test", patient="q"),
+    ]
+    found = audit(rows, "image")
+    assert (found.stamp, found.coarsest, found.shared_with_training) == (LEAKY, "patient", 1)
+    assert found.warnings() == [
+        f"{LEAKY}; 1 of 2 held-out images share a patient with training",
+        "patient p is filed under benign and malignant",
+    ]
+    assert audit(rows, "patient").leaks == ["patient p is on two sides of the split"]

@@ -11,6 +11,7 @@ from breastcli.config import (
     PrepareConfig,
     TrainConfig,
     UsageError,
+    parse_classes,
     parse_magnification,
     parse_ratio,
     read_section,
@@ -94,6 +95,17 @@ def test_bad_magnification_and_ratio() -> None:
     for text in ("6:1", "a:b:c", "0:1:3", "6-1-3"):
         with pytest.raises(UsageError, match="--split"):
             parse_ratio(text)
+
+
+def test_classes_to_keep() -> None:
+    known = ("lung_n", "lung_aca", "benign")
+    assert parse_classes("all", known) == ()
+    assert parse_classes("lung_n, benign", known) == ("lung_n", "benign")
+    with pytest.raises(UsageError, match="no such class 'lung_ac': did you mean 'lung_aca'"):
+        parse_classes("benign,lung_ac", known)
+    for text in ("", "benign,", "all,benign", "Zebra"):
+        with pytest.raises(UsageError, match="use lung_n, lung_aca, benign|did you mean"):
+            parse_classes(text, known)
 
 
 @pytest.mark.parametrize("path", SAMPLE_CONFIGS, ids=lambda path: path.stem)

@@ -259,6 +259,26 @@ def test_resume_of_a_finished_folder_does_nothing_or_refuses(raw: Path, tmp_path
         run(raw, out, resume=True, seed=9)
 
 
+def test_a_finished_folder_older_than_the_choice_of_classes_holds_all(
+    raw: Path, prepared: Path, tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(prepared, tmp_path / "own"))
+    card = json.loads((own / "dataset.json").read_text())
+    del card["options"]["classes"]
+    (own / "dataset.json").write_text(json.dumps(card))
+    assert len(run(raw, own, resume=True).rows) == 96
+    with pytest.raises(UserError, match="another --classes"):
+        run(raw, own, resume=True, classes="adenosis")
+
+
+def test_two_breakhis_subtypes_keep_their_order(raw: Path, tmp_path: Path) -> None:
+    """Alphabetical order would call the benign one of these two positive."""
+    kept = {"task": "subtype", "group_by": "image", "classes": "ductal_carcinoma,fibroadenoma"}
+    assert run(raw, tmp_path / "two", **kept).classes == ("fibroadenoma", "ductal_carcinoma")
+    eight = run(raw, tmp_path / "eight", task="subtype", group_by="image").classes
+    assert eight == tuple(sorted(eight))
+
+
 def test_overwrite_keeps_the_old_folder_until_the_new_one_is_decoded(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(raw, out)

@@ -7,7 +7,7 @@ import pytest
 from sklearn.model_selection import StratifiedGroupKFold
 
 from breastcli.config import UserError
-from breastcli.data.splits import fold_records, largest_remainder, split_records
+from breastcli.data.splits import fold_records, known_level, largest_remainder, split_records
 from breastcli.records import ImageRecord
 
 # The paper's Table 6: data set size, then training, validation and test images.
@@ -159,3 +159,25 @@ def test_one_class_and_unknown_groups_are_refused() -> None:
     with pytest.raises(UserError, match=r"--group-by exam: 0\.png has no known exam"):
         split_records(nameless, (6, 1, 3), "exam", 0)
     assert Counter(split_records(nameless, (6, 1, 3), "image", 0)) == {"train": 24, "val": 4, "test": 12}
+
+
+def test_the_coarsest_known_level_is_used_and_none_is_refused() -> None:
+    def level(asked: str, *groups: tuple[str, str]) -> str:
+        return known_level(
+            [ImageRecord("i", "i.png", "a", patient=patient, exam=exam) for patient, exam in groups], asked
+        )
+
+    assert [level(asked, ("1A", "1"), ("2", "2")) for asked in ("exam", "patient", "image")] == [
+        "exam",
+        "patient",
+        "image",
+    ]
+    assert level("exam", ("1A", ""), ("2", "")) == "patient"
+    assert level("image", ("", "")) == "image"
+    for asked in ("exam", "patient"):
+        with pytest.raises(UserError, match=rf"--group-by {asked}: no patient is known of any of the 2 images.*image"):
+            level(asked, ("", ""), ("", ""))
+    with pytest.raises(UserError, match="--group-by patient: i.png has no known patient"):
+        level("exam", ("1A", ""), ("", ""))
+    with pytest.raises(UserError, match="--group-by exam: i.png has no known exam"):
+        level("exam", ("1A", "1"), ("2", ""))

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 
 from breastcli.config import TrainConfig, UserError, to_yaml
 from breastcli.data.store import PreparedData
-from breastcli.losses import LOSSES
+from breastcli.losses import Loss
 from breastcli.models import ModelOptions, build_model
-from breastcli.system import training
+from breastcli.system import feeding, training
 from breastcli.system.runfolder import find_run
-from breastcli.system.training import learning_rate
+from breastcli.system.training import learning_rate_factor
 from breastcli.train import default_out, train
 
 
@@ -77,7 +77,7 @@ def test_resume_gives_the_uninterrupted_history(
     options = {"epochs": 4, "schedule": "cosine", "imbalance": "oversample", "dropout": 0.5, "augment": "strong"}
     train(changed(tiny_config, tmp_path / "whole", **options))
     whole = tmp_path / "whole"
-    real = training.predict_log_probs
+    real = feeding.predict_log_probs
     calls = []
 
     def interrupt(*args: object, **kwargs: object) -> torch.Tensor:
@@ -86,13 +86,13 @@ def test_resume_gives_the_uninterrupted_history(
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(training, "predict_log_probs", interrupt)
+    monkeypatch.setattr(feeding, "predict_log_probs", interrupt)
     part = changed(tiny_config, tmp_path / "part", **options)
     with pytest.raises(KeyboardInterrupt):
         train(part)
     assert json.loads((tmp_path / "part/run.json").read_text())["status"] == "interrupted"
     assert len(history_of(tmp_path / "part")) == 2
-    monkeypatch.setattr(training, "predict_log_probs", real)
+    monkeypatch.setattr(feeding, "predict_log_probs", real)
     with pytest.raises(UserError, match="not empty.*--resume"):
         train(part)
     with pytest.raises(UserError, match="--epochs 4, not 5"):  # another cosine would be another history
@@ -170,19 +170,16 @@ def test_patience_stops_early(tmp_path: Path, tiny_config: TrainConfig) -> None:
     assert result.best["epoch"] == 1
 
 
-def test_a_loss_that_is_no_number_stops_with_epoch_and_step(tmp_path: Path, tiny_config: TrainConfig) -> None:
+def test_a_loss_that_is_no_number_stops_with_epoch_and_step(
+    tmp_path: Path, tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(changed(tiny_config, tmp_path / "run", epochs=1))
     before = (tmp_path / "run/checkpoints/best.safetensors").read_bytes()
     config = changed(tiny_config, tmp_path / "run", resume=True, epochs=2)
-    real = LOSSES.get("cross_entropy")
-    try:
-        LOSSES._entries["cross_entropy"] = lambda weights: (
-            lambda logits, labels: real(weights)(logits, labels) * math.nan
-        )
+    with monkeypatch.context() as patched:
+        patched.setattr(Loss, "training", lambda self, logits, labels, progress: logits.sum() * math.nan)
         with pytest.raises(UserError, match=r"not a finite number in epoch 2, step 1: lower --lr"):
             train(config)
-    finally:
-        LOSSES._entries["cross_entropy"] = real
     assert (tmp_path / "run/checkpoints/best.safetensors").read_bytes() == before
     assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "failed"
     assert len(train(config).history) == 2
@@ -251,23 +248,24 @@ def test_dalaresnet50_trains_through_its_attention(tmp_path: Path, tiny_config: 
 
 
 def test_learning_rates_by_hand() -> None:
-    config = TrainConfig(lr=1.0, epochs=5)
-    assert learning_rate(config, 3) == 1.0
+    config = TrainConfig(epochs=5)
+    assert learning_rate_factor(config, 3) == 1.0
     cosine = dataclasses.replace(config, schedule="cosine")
-    assert [learning_rate(cosine, epoch) for epoch in (1, 3, 5)] == pytest.approx([1.0, 0.5, 0.0])
+    assert [learning_rate_factor(cosine, epoch) for epoch in (1, 3, 5)] == pytest.approx([1.0, 0.5, 0.0])
     exponential = dataclasses.replace(config, schedule="exponential")
-    assert [learning_rate(exponential, epoch) for epoch in (1, 3, 5)] == pytest.approx([1.0, 0.1, 0.01])
+    assert [learning_rate_factor(exponential, epoch) for epoch in (1, 3, 5)] == pytest.approx([1.0, 0.1, 0.01])
 
 
 def test_oversampling_equalises_the_classes() -> None:
     labels = np.array([0] * 5 + [1] * 45)
     rows = np.arange(50)
-    order = training._order(labels, rows, TrainConfig(imbalance="oversample"), 1)
+    order, elements = training._order(labels, rows, TrainConfig(imbalance="oversample"), 1)
+    assert elements is None
     assert np.bincount(labels[order]).tolist() == [45, 45]
     assert set(order) == set(rows)
-    plain = training._order(labels, rows, TrainConfig(), 1)
+    plain, _ = training._order(labels, rows, TrainConfig(), 1)
     assert sorted(plain) == rows.tolist()
-    assert plain.tolist() != training._order(labels, rows, TrainConfig(), 2).tolist()
+    assert plain.tolist() != training._order(labels, rows, TrainConfig(), 2)[0].tolist()
 
 
 def test_default_run_folders() -> None:

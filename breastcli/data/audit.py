@@ -10,6 +10,7 @@ from typing import Any
 from breastcli.records import ImageRecord
 
 LEAKY = "LEAKY: image-level split"
+UNKNOWN = f"{LEAKY}, patients unknown, so leakage cannot be excluded"
 HELD_OUT = ("val", "test")
 
 
@@ -46,31 +47,35 @@ class Audit:
     """What the audit found.
 
     Attributes:
-        level: the requested grouping ("exam", "patient" or "image").
+        level: the grouping of the split ("exam", "patient" or "image").
+        coarsest: the coarsest group that is known ("exam" or "patient"), or "" where none is.
         identical_images: groups of image ids with identical pixels.
         identical_across_splits: those of them that stand on two sides of a split.
         label_conflicts: image ids with identical pixels and different labels.
         groups_with_two_labels: level to {group: labels}, for patients and exams filed under several labels or subtypes.
         crossing: level to the groups whose images stand on two sides.
-        shared_with_training: held-out images whose exam (patient where unknown) also has training images.
+        shared_with_training: held-out images whose coarsest group also has training images; None where none is known.
         num_held_out: number of validation and test images, or all images where there are folds.
         sizes: "WxH" of the files to their number.
     """
 
     level: str
+    coarsest: str
     identical_images: list[list[str]]
     identical_across_splits: list[list[str]]
     label_conflicts: list[list[str]]
     groups_with_two_labels: dict[str, dict[str, list[str]]]
     crossing: dict[str, list[str]]
-    shared_with_training: int
+    shared_with_training: int | None
     num_held_out: int
     sizes: dict[str, int]
 
     @property
     def stamp(self) -> str | None:
         """The mark that every artefact of an image-level split carries, else None."""
-        return LEAKY if self.level == "image" else None
+        if self.level != "image":
+            return None
+        return LEAKY if self.coarsest else UNKNOWN
 
     @property
     def leaks(self) -> list[str]:
@@ -87,9 +92,12 @@ class Audit:
     def warnings(self) -> list[str]:
         """Return one line for each thing a user should know."""
         lines = []
-        if self.stamp:
+        if self.stamp == UNKNOWN:
+            lines.append(f"{UNKNOWN}; any of {self.num_held_out} held-out images may share a patient with training")
+        elif self.stamp:
+            group = "an exam" if self.coarsest == "exam" else "a patient"
             lines.append(
-                f"{LEAKY}; {self.shared_with_training} of {self.num_held_out} held-out images share an exam "
+                f"{LEAKY}; {self.shared_with_training} of {self.num_held_out} held-out images share {group} "
                 "with training"
             )
         elif self.shared_with_training:
@@ -103,7 +111,10 @@ class Audit:
         if self.label_conflicts:
             lines.append(f"{len(self.label_conflicts)} sets of identical images carry different labels")
         for name, labels in self.groups_with_two_labels.get("patient", {}).items():
-            lines.append(f"slide {name} is filed under {' and '.join(labels)}")
+            # Where exams are known, what the literature calls a patient is a slide.
+            lines.append(
+                f"{'slide' if self.coarsest == 'exam' else 'patient'} {name} is filed under {' and '.join(labels)}"
+            )
         return lines
 
 
@@ -111,17 +122,18 @@ def audit(rows: Sequence[PreparedRecord], level: str) -> Audit:
     """Audit the rows of a prepared data set whose split was made at ``level``."""
     identical = [group for group in _grouped(rows, lambda row: row.pixel_hash) if len(group) > 1]
     sizes = _grouped(rows, lambda row: f"{row.width_px}x{row.height_px}")
-    coarsest = "exam" if any(row.record.exam for row in rows) else "patient"
-    held_out, shared = _shared_with_training(rows, coarsest)
     levels = ("patient", "exam")
+    coarsest = next((name for name in reversed(levels) if any(getattr(row.record, name) for row in rows)), "")
+    held_out, shared = _shared_with_training(rows, coarsest or "patient")
     return Audit(
         level=level,
+        coarsest=coarsest,
         identical_images=[_ids(group) for group in identical],
         identical_across_splits=[_ids(group) for group in identical if len({row.side for row in group}) > 1],
         label_conflicts=[_ids(group) for group in identical if len({row.record.label for row in group}) > 1],
         groups_with_two_labels={name: _two_labels(rows, name) for name in levels},
         crossing={name: _crossing(rows, name) for name in levels},
-        shared_with_training=shared,
+        shared_with_training=shared if coarsest else None,
         num_held_out=held_out,
         sizes={f"{group[0].width_px}x{group[0].height_px}": len(group) for group in sizes},
     )

@@ -22,10 +22,16 @@ class Augmentation:
 
     Attributes:
         flip: mirror left-right with probability 1/2.
-        turn: also mirror top-bottom and turn by right angles, each of the eight positions equally often.
-        rotation_deg: turn by an angle uniform in [-r, r], reflecting at the border.
+        flip_vertical: mirror top-bottom with probability 1/2.
+        turn: mirror both ways and turn by right angles, each of the eight positions equally often.
+        rotation_deg: turn by an angle uniform in [-r, r] degrees, reflecting at the border like all that follow.
         min_crop: smallest side of a random crop, as a share of the image's; 1 for none.
+        max_zoom: magnify by a factor log-uniform in [1/z, z], the same for both axes; 1 for none.
+        shear_deg: shear by an angle uniform in [-s, s] degrees; 0 for none.
+        shift: move along each axis by a share of the side uniform in [-t, t]; 0 for none.
         stain: standard deviation by which each stain's density is scaled and shifted; 0 for none.
+        copies: positions (see ``dihedral``) in which every training image appears once per epoch; () for once as it
+            is. Whoever composes the batches repeats the images and names their positions in the call.
     """
 
     flip: bool = False
@@ -33,42 +39,72 @@ class Augmentation:
     rotation_deg: float = 0.0
     min_crop: float = 1.0
     stain: float = 0.0
+    flip_vertical: bool = False
+    max_zoom: float = 1.0
+    shear_deg: float = 0.0
+    shift: float = 0.0
+    copies: tuple[int, ...] = ()
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, elements: Tensor | None = None) -> Tensor:
         """Return augmented images.
 
         Args:
             images: (B, 3, H, W) uint8.
             generator: source of all randomness, on the images' device.
+            elements: (B,) int64, the position each image is put in before all else; None leaves them as they are.
 
         Returns:
             (B, 3, H, W) float32 in [-1, 1].
         """
+        if elements is not None:
+            images = place(images, elements)
+        warps = self.rotation_deg or self.min_crop < 1 or self.max_zoom > 1 or self.shear_deg or self.shift
         if self.turn:
             images = _turn(images, generator)
-        elif self.flip and not self.rotation_deg:
-            images = _mirror(images, generator, axis=3)
+        elif not warps:
+            images = _mirror(images, generator, axis=3) if self.flip else images
+            images = _mirror(images, generator, axis=2) if self.flip_vertical else images
         values = to_network(images)
-        if self.rotation_deg or self.min_crop < 1:
+        if warps:
             values = self._warp(values, generator)
         if self.stain:
             values = _jitter_stain(values, self.stain, generator)
         return values
 
     def _warp(self, values: Tensor, generator: torch.Generator) -> Tensor:
-        """Mirror, rotate and crop by one bilinear sampling."""
+        """Mirror, rotate, crop, shift, shear and zoom by one bilinear sampling.
+
+        The matrix leads from a place in the result to its source, both counted from the centre in half sides, in
+        Keras' order: rotation, shift, shear, zoom, mirrors.
+        """
         size, device = len(values), values.device
-        angle = _uniform(size, -self.rotation_deg, self.rotation_deg, generator, device) * (math.pi / 180)
-        scale = _uniform(size, self.min_crop, 1.0, generator, device)
-        mirror = (
-            1 - 2 * _coin(size, generator, device).float() if self.flip and not self.turn else torch.ones_like(scale)
-        )
+
+        def draw(low: float, high: float) -> Tensor:
+            return _uniform(size, low, high, generator, device)[:, None]
+
+        def draw_sign() -> Tensor:
+            return 1 - 2 * _coin(size, generator, device).float()[:, None]
+
+        # The order of the draws fixes what a seed gives; newer ones come last, and only where switched on.
+        angle = draw(-self.rotation_deg, self.rotation_deg) * (math.pi / 180)
+        scale = draw(self.min_crop, 1.0)
+        mirror_x = draw_sign() if self.flip and not self.turn else 1.0
         room = 1 - scale
-        shift_x = _uniform(size, -1.0, 1.0, generator, device) * room
-        shift_y = _uniform(size, -1.0, 1.0, generator, device) * room
-        cosine, sine = scale * angle.cos(), scale * angle.sin()
-        rows = [cosine * mirror, -sine, shift_x, sine * mirror, cosine, shift_y]
-        grid = functional.affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), list(values.shape), align_corners=False)
+        origin = torch.cat([draw(-1.0, 1.0) * room, draw(-1.0, 1.0) * room], dim=1)  # (B, 2), as all below
+        right = torch.cat([scale * angle.cos(), scale * angle.sin()], dim=1)  # where a step to the right leads
+        down = torch.cat([-scale * angle.sin(), scale * angle.cos()], dim=1)
+        if self.shift:
+            reach = 2 * self.shift  # a side is two half sides
+            origin = origin + draw(-reach, reach) * right + draw(-reach, reach) * down
+        if self.shear_deg:
+            shear = draw(-self.shear_deg, self.shear_deg) * (math.pi / 180)
+            right = shear.cos() * right - shear.sin() * down
+        if self.max_zoom > 1:
+            zoom = draw(-math.log(self.max_zoom), math.log(self.max_zoom)).exp()
+            right, down = right / zoom, down / zoom
+        mirror_y = draw_sign() if self.flip_vertical and not self.turn else 1.0
+        matrix = torch.stack([right * mirror_x, down * mirror_y, origin], dim=2)  # (B, 2, 3)
+        grid = functional.affine_grid(matrix, list(values.shape), align_corners=False)
         return functional.grid_sample(values, grid, padding_mode="reflection", align_corners=False)
 
 
@@ -79,22 +115,57 @@ POLICIES = {
     # tissue has no upright position, so every angle is allowed.
     "paper": Augmentation(flip=True, rotation_deg=180.0),
     "strong": Augmentation(turn=True, rotation_deg=45.0, min_crop=0.7, stain=0.1),
+    # Deebani et al. 2025, Table 5, in the terms of Keras' ImageDataGenerator: zoom 2, rotation 95, shear 0.5, shifts
+    # 0.4, both flips. Differs from the paper: Keras reads zoom 2 as factors uniform in [-1, 3], one for each axis,
+    # which include zero and mirror images; ours is one factor, log-uniform in [1/2, 2]. What lies beyond the border
+    # Keras fills with the nearest pixel; we reflect.
+    "deebani": Augmentation(flip=True, flip_vertical=True, rotation_deg=95.0, max_zoom=2.0, shear_deg=0.5, shift=0.4),
+    # Wang et al. 2024, 3.2: the image, turned by 90, 180 and 270 degrees, and mirrored left-right and top-bottom.
+    # Differs from the paper: the split comes first, and only training images are copied.
+    "wang": Augmentation(copies=(0, 6, 3, 5, 1, 2)),
 }
 
 
 def dihedral(images: Tensor, element: int) -> Tensor:
-    """Return images (B, C, H, H) in one of the eight positions of a square; 0 leaves them as they are."""
+    """Return images (B, C, H, H) in one of the eight positions of a square.
+
+    Bit 4 of ``element`` swaps rows and columns, then bit 1 mirrors left-right and bit 2 top-bottom. Thus 0 leaves the
+    images as they are, 6, 3 and 5 turn them counterclockwise by 90, 180 and 270 degrees (``numpy.rot90``), 1 and 2
+    mirror left-right and top-bottom, 4 and 7 mirror at a diagonal.
+    """
     moved = images.transpose(2, 3) if element & 4 else images
     axes = [axis for axis, bit in ((3, 1), (2, 2)) if element & bit]
     return moved.flip(axes) if axes else moved
 
 
+def place(images: Tensor, elements: Tensor) -> Tensor:
+    """Put every image in its own one of the eight positions of a square.
+
+    Args:
+        images: (B, C, H, W) of any type; H = W where an element swaps rows and columns.
+        elements: (B,) int64 in 0..7, numbered as in ``dihedral``.
+
+    Returns:
+        (B, C, H, W), a copy with the memory layout of ``images``.
+    """
+    placed = torch.empty_like(images)
+    for element in elements.unique().tolist():
+        chosen = (elements == element).nonzero()[:, 0]
+        placed[chosen] = dihedral(images[chosen], element)
+    return placed
+
+
+def draw_elements(size: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Draw a position (see ``dihedral``) for each of ``size`` images, all eight equally likely: (size,) int64."""
+    left_right, top_bottom, swap = (_coin(size, generator, device).long() for _ in range(3))
+    # The coins mirror before they swap rows and columns, a position afterwards: swapping trades the mirrors' axes.
+    return torch.where(swap == 1, 4 + 2 * left_right + top_bottom, left_right + 2 * top_bottom)
+
+
 def _turn(images: Tensor, generator: torch.Generator) -> Tensor:
-    turned = _mirror(_mirror(images, generator, axis=3), generator, axis=2)
     if images.shape[2] != images.shape[3]:
-        return turned
-    coin = _coin(len(images), generator, images.device)[:, None, None, None]
-    return torch.where(coin, turned.transpose(2, 3), turned)
+        return _mirror(_mirror(images, generator, axis=3), generator, axis=2)
+    return place(images, draw_elements(len(images), generator, images.device))
 
 
 def _mirror(images: Tensor, generator: torch.Generator, axis: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +23,25 @@ def largest_remainder(n: int, ratio: Sequence[int]) -> list[int]:
     for _, position in sorted(remainders, reverse=True)[: n - sum(parts)]:
         parts[position] += 1
     return parts
+
+
+def known_level(records: Sequence[ImageRecord], level: str) -> str:
+    """Return the level to group at: ``level``, or "patient" for "exam" where no exam is known.
+
+    Raises:
+        UserError: an image has no group at that level.
+    """
+    if level == "image":
+        return level
+    if not any(record.exam or record.patient for record in records):
+        raise UserError(
+            f"--group-by {level}: no patient is known of any of the {len(records):,} images, such as {records[0].path}",
+            fix="use --group-by image, whose split is stamped LEAKY",
+        )
+    if level == "exam" and not any(record.exam for record in records):
+        level = "patient"
+    group_names(records, level)
+    return level
 
 
 def group_names(records: Sequence[ImageRecord], level: str) -> list[str]:
@@ -154,7 +172,9 @@ def _require_groups(records: Sequence[ImageRecord], groups: Sequence[str], num_p
         by_class.setdefault(record.label, set()).add(group)
     if len(by_class) < 2:
         only = next(iter(by_class), "none")
-        raise UserError(f"the images show one class only ({only})", fix="use more images, or another --task or --mag")
+        raise UserError(
+            f"the images show one class only ({only})", fix="use more images, or another --task, --mag or --classes"
+        )
     label, names = min(by_class.items(), key=lambda item: (len(item[1]), item[0]))
     if len(names) >= num_parts:
         return
@@ -168,8 +188,7 @@ def _require_groups(records: Sequence[ImageRecord], groups: Sequence[str], num_p
 def _ways_out(records: Sequence[ImageRecord], label: str, num_parts: int, level: str, num_groups: int) -> str:
     """Name the requests that would work instead."""
     ways = []
-    subtypes = Counter(record.subtype for record in records if record.label == label)
-    if label in subtypes:
+    if all(record.label == record.subtype for record in records):
         ways.append("--task binary")
     if 3 <= num_groups < num_parts:
         ways.append(f"--folds {num_groups}")

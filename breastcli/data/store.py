@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -21,6 +22,7 @@ from breastcli.records import ImageRecord
 
 CARD, MANIFEST, IMAGES = "dataset.json", "manifest.csv", "images.npy"
 PARTIAL = ".partial"
+EMBEDDINGS = "embeddings"  # what training with a frozen network keeps beside the data
 FORMAT = 1
 OTHER_ROW_FIELDS = ("split", "fold", "width_px", "height_px", "pixel_hash", "stain_fallback")
 RECORD_FIELDS = tuple(field.name for field in fields(ImageRecord))
@@ -210,3 +212,15 @@ def read_chunks(path: Path, num_images: int, size_px: int, chunk: int) -> Iterat
 def remove_partial(folder: Path) -> None:
     """Remove the work in progress of ``prepare``; nothing else."""
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+
+
+def embeddings_file(folder: Path, key: str, view: int) -> Path:
+    """Return where the embeddings of one network in one of the eight positions of an image are kept."""
+    return folder / EMBEDDINGS / f"{key}-{view}.npy"
+
+
+def remove_embeddings(folder: Path) -> None:
+    """Remove the embeddings of images that are no longer there; nothing else."""
+    for file in (folder / EMBEDDINGS).glob("*.npy"):
+        if re.fullmatch(r"[0-9a-f]{16}-[0-7]", file.stem):
+            file.unlink()

@@ -5,13 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from breastcli.losses import LOSSES, Loss
+from breastcli.losses import LOSSES, Criterion, LossKind
 
 GAMMA = 2.0  # the paper's best setting
 
 
-@LOSSES.register("focal")
-def focal(class_weights: Tensor | None) -> Loss:
+def focal(class_weights: Tensor | None) -> Criterion:
     """Return the focal loss with gamma 2, which turns down the share of images that are already right.
 
     Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, eq. 5. Class weights (K,) take the place of
@@ -25,3 +24,6 @@ def focal(class_weights: Tensor | None) -> Loss:
         return (weights * per_image).sum() / weights.sum()
 
     return loss
+
+
+LOSSES.register("focal")(LossKind(focal, "Lin et al., ICCV 2017"))

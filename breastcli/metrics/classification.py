@@ -314,6 +314,8 @@ def _notes(
         notes.append(f"95 % intervals: percentile bootstrap, {resamples} resamples of {num_groups} {unit}s")
     else:
         notes.append(f"one {unit} only: no bootstrap intervals")
+    if num_groups and unit == "image":
+        notes.append("patients are unknown: intervals over images are too narrow where several show one patient")
     if level == "patient":
         notes.append("shares of patients (accuracy; each class's sensitivity, specificity): Wilson intervals")
     if 0 < num_groups < FEW_GROUPS:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
-from urllib.error import URLError
 
 import timm
 import torch
 import torchvision
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from breastcli.config import UsageError, UserError, first_line
-from breastcli.models import ARCHITECTURES, Architecture, Classifier, ModelOptions, linear_head
+from breastcli.models import ARCHITECTURES, Architecture, Classifier, ModelOptions
+from breastcli.models.heads import make_head
+from breastcli.models.published import download
+from breastcli.models.transformers import TimmTransformer, TorchvisionTransformer
 
 HEAD_NAMES = ("classifier", "fc", "head", "heads")
 AUXILIARY_NAMES = ("aux1", "aux2", "AuxLogits")
@@ -45,9 +50,9 @@ class TorchvisionClassifier(Classifier):
         middle = before if first_flattens else [nn.Flatten(1), *before]
         pooled = isinstance(before[0], nn.AdaptiveAvgPool2d) if before else False
         self.pool = nn.Sequential(*([] if pooled else [pool]), *middle)
-        self.head = linear_head(width, options)
+        self.head = make_head(width, options)
 
-    def features(self, images: Tensor) -> Tensor:
+    def extract(self, images: Tensor) -> Tensor:
         """See ``Classifier``."""
         return self.trunk(images)
 
@@ -55,25 +60,9 @@ class TorchvisionClassifier(Classifier):
         """See ``Classifier``."""
         return self.pool(maps)
 
-
-class TorchvisionTransformer(Classifier):
-    """A torchvision vision transformer; its token sequence (B, T, C) is laid out as maps (B, C, 1, T)."""
-
-    def __init__(self, network: Any, options: ModelOptions) -> None:
-        super().__init__()
-        self.trunk = network
-        self.trunk.heads = nn.Identity()
-        self.head = linear_head(network.hidden_dim, options)
-
-    def features(self, images: Tensor) -> Tensor:
+    def from_published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """See ``Classifier``."""
-        patches = self.trunk._process_input(images)  # (B, T - 1, C)
-        tokens = torch.cat([self.trunk.class_token.expand(len(patches), -1, -1), patches], dim=1)
-        return self.trunk.encoder(tokens).transpose(1, 2)[:, :, None]
-
-    def embed(self, maps: Tensor) -> Tensor:
-        """Return the class token: (B, C)."""
-        return maps[:, :, 0, 0]
+        return modern_names(tensors)
 
 
 class TimmClassifier(Classifier):
@@ -92,9 +81,9 @@ class TimmClassifier(Classifier):
         self.trunk = network
         self.tokens = tokens
         self.channels_last_maps = getattr(network, "output_fmt", "NCHW") == "NHWC"
-        self.head = linear_head(getattr(network, "head_hidden_size", None) or network.num_features, options)
+        self.head = make_head(getattr(network, "head_hidden_size", None) or network.num_features, options)
 
-    def features(self, images: Tensor) -> Tensor:
+    def extract(self, images: Tensor) -> Tensor:
         """See ``Classifier``."""
         maps = self.trunk.forward_features(images)
         if self.tokens:
@@ -126,16 +115,14 @@ def torchvision_trunk(name: str, *, pretrained: bool, **settings: Any) -> nn.Mod
         settings |= {"init_weights": False, "aux_logits": pretrained}
     network = torchvision.models.get_model(name, weights=None, **settings)
     if pretrained:
-        weights = next(iter(torchvision.models.get_model_weights(name)))
-        try:
-            network.load_state_dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
-        except (URLError, OSError) as error:
-            file = weights.url.rsplit("/", 1)[-1]
-            raise UserError(
-                f"--pretrained: cannot download {weights.url} ({first_line(error, 120)})",
-                fix=f"download it elsewhere and pass --weights {file} instead",
-            ) from error
+        url = next(iter(torchvision.models.get_model_weights(name))).url
+        network.load_state_dict(modern_names(download(url)))
     return network
+
+
+def modern_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename what torchvision's DenseNet files still call ``denselayer1.norm.1`` to ``denselayer1.norm1``."""
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", name): one for name, one in tensors.items()}
 
 
 def from_torchvision(name: str, options: ModelOptions, pretrained: bool) -> Classifier:
@@ -149,18 +136,26 @@ def from_torchvision(name: str, options: ModelOptions, pretrained: bool) -> Clas
     return TorchvisionClassifier(torchvision_trunk(name, pretrained=pretrained, **settings), options)
 
 
-def from_timm(name: str, options: ModelOptions, pretrained: bool) -> Classifier:
+def from_timm(name: str, options: ModelOptions, pretrained: bool, *, with_mean: bool = False) -> Classifier:
     """Build ``timm/<name>``.
+
+    Args:
+        name: what timm calls it.
+        options: what to build.
+        pretrained: whether to load the weights that timm knows for it.
+        with_mean: see ``TimmTransformer``.
 
     Raises:
         UsageError: timm has no such network; the nearest is named.
-        UserError: the weights cannot be downloaded.
+        UserError: the size is no multiple of its patch, or the weights cannot be downloaded.
     """
     if not timm.is_model(name):
         raise UsageError(f"timm has no network {name!r}", fix=_nearest(name.split(".")[0], timm.list_models()))
-    settings: dict[str, Any] = {"num_classes": 0}
+    settings: dict[str, Any] = {"num_classes": 0, **options.settings}
+    patch = re.search(r"patch(\d+)", name)
+    check_multiple(options, settings.get("patch_size") or int(patch[1] if patch else 1))
     described = timm.get_pretrained_cfg(name)
-    if described is not None and described.fixed_input_size:
+    if described is not None and described.fixed_input_size and "dynamic_img_size" not in settings:
         settings["img_size"] = options.size_px
     for noisy in ("timm", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -174,30 +169,121 @@ def from_timm(name: str, options: ModelOptions, pretrained: bool) -> Classifier:
             f"--pretrained: cannot download the weights of {name} from {hub} ({first_line(error, 120)})",
             fix="download its model.safetensors elsewhere and pass --weights model.safetensors instead",
         ) from error
-    with torch.no_grad():
-        tokens = network.eval().forward_features(torch.zeros(1, 3, options.size_px, options.size_px)).ndim == 3
-    return TimmClassifier(network, options, tokens=tokens)
+    return wrap_timm(network, options, with_mean=with_mean)
+
+
+def wrap_timm(network: Any, options: ModelOptions, *, with_mean: bool = False) -> Classifier:
+    """Put a timm network, built without its classifier, behind the contract."""
+    model: Classifier
+    if isinstance(network, VisionTransformer):
+        model = TimmTransformer(network, options, with_mean=with_mean)
+    else:
+        with torch.no_grad():
+            images = torch.zeros(1, 3, options.size_px, options.size_px, device=next(network.parameters()).device)
+            tokens = network.eval().forward_features(images).ndim == 3
+        model = TimmClassifier(network, options, tokens=tokens)
+    described = network.pretrained_cfg
+    if described.get("mean") and described.get("std"):
+        model.native_scaling = (tuple(described["mean"]), tuple(described["std"]))
+    return model
 
 
 LIBRARIES: dict[str, Callable[[str, ModelOptions, bool], Classifier]] = {
-    "torchvision": from_torchvision,
-    "timm": from_timm,
+    "torchvision/": from_torchvision,
+    "timm/": from_timm,
 }
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network of the papers that a library has: its door, further arguments, and what the papers print."""
+
+    door: str
+    source: str
+    published: dict[int, int] = field(default_factory=dict)
+    remark: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    multiple_px: int = 1
+    size_px: int = 224
+    without_weights: str = ""
+
 
 PAPER_BACKBONES = {
-    "resnet50": ("torchvision/resnet50", "He et al., CVPR 2016"),
+    "resnet34": Row("torchvision/resnet34", "He et al., CVPR 2016"),
+    "resnet50": Row(
+        "torchvision/resnet50",
+        "He et al., CVPR 2016",
+        {2: 21_797_672},
+        "the printed count is ResNet-34's with 1000 classes",
+    ),
+    "resnet101": Row("torchvision/resnet101", "He et al., CVPR 2016"),
+    "vgg16": Row(
+        "torchvision/vgg16",
+        "Simonyan and Zisserman, ICLR 2015",
+        {2: 134_268_738, 3: 134_272_835, 4: 134_276_934},
+        "for 4 classes 134,276,932: the paper's network kept its 2-class layer and added Linear(2048, 4)",
+    ),
+    "vgg19": Row("torchvision/vgg19", "Simonyan and Zisserman, ICLR 2015"),
+    "densenet201": Row(
+        "torchvision/densenet201",
+        "Huang et al., CVPR 2017",
+        remark="trunk 18,092,928, as printed with running statistics",
+    ),
+    "mobilenet": Row("timm/mobilenetv1_100", "Howard et al., 2017"),
+    "xception": Row("timm/legacy_xception", "Chollet, CVPR 2017"),
+    "vit": Row(
+        "timm/vit_base_patch16_224",
+        "Dosovitskiy et al., ICLR 2021",
+        {2: 51_375_106, 3: 51_376_131},
+        "patch 16, width 1024, depth 6, 16 heads, MLP 2048, no qkv bias: not a ViT-B",
+        {"embed_dim": 1024, "depth": 6, "num_heads": 16, "mlp_ratio": 2.0, "qkv_bias": False},
+        multiple_px=16,
+        without_weights="nobody published weights of this size (width 1024, depth 6)",
+    ),
+    "swin": Row(
+        "timm/swin_base_patch4_window7_224", "Liu et al., ICCV 2021", {2: 86_745_274, 3: 86_746_299}, multiple_px=32
+    ),
+    "dinov2_vitb14": Row(
+        "timm/vit_base_patch14_dinov2",
+        "Oquab et al., TMLR 2024",
+        {2: 86_582_018},
+        "the paper counts a mask token (768) that no classifier uses",
+        {"img_size": 518, "dynamic_img_size": True},
+        multiple_px=14,
+    ),
 }
 
 
-def _register(name: str, door: str, source: str) -> None:
-    library, _, network = door.partition("/")
-    ARCHITECTURES.register(name)(
-        Architecture(lambda options, pretrained: LIBRARIES[library](network, options, pretrained), source)
-    )
+def _register(name: str, row: Row) -> None:
+    library, _, network = row.door.partition("/")
+
+    def build(options: ModelOptions, pretrained: bool) -> Classifier:
+        if pretrained and row.without_weights:
+            raise UserError(f"--pretrained: {name} has none, {row.without_weights}", fix="leave --pretrained out")
+        check_multiple(options, row.multiple_px)
+        return LIBRARIES[f"{library}/"](network, replace(options, settings=row.settings), pretrained)
+
+    entry = Architecture(build, row.source, row.published, row.remark, row.size_px, row.multiple_px)
+    ARCHITECTURES.register(name)(entry)
 
 
-for _name, (_door, _source) in PAPER_BACKBONES.items():
-    _register(_name, _door, _source)
+for _name, _row in PAPER_BACKBONES.items():
+    _register(_name, _row)
+
+
+def check_multiple(options: ModelOptions, multiple_px: int) -> None:
+    """Refuse images whose border no patch would cover.
+
+    Raises:
+        UserError: the size is no multiple; the nearest ones are named.
+    """
+    if options.size_px % multiple_px:
+        smaller = options.size_px // multiple_px * multiple_px
+        nearest = f"{smaller} or {smaller + multiple_px}" if smaller else str(multiple_px)
+        raise UserError(
+            f"{options.arch} cannot take {options.size_px}-pixel images (a multiple of {multiple_px} is needed)",
+            fix=f"prepare with --size {nearest}",
+        )
 
 
 def _without_last_linear(head: nn.Module) -> tuple[list[nn.Module], int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from breastcli.models import ARCHITECTURES, Architecture, Classifier, ModelOptions, linear_head
+from breastcli.models import ARCHITECTURES, Architecture, Classifier, ModelOptions
 from breastcli.models.backbones import torchvision_trunk
+from breastcli.models.heads import make_head
 
 STAGE_CHANNELS = {1: 256, 2: 512, 3: 1024, 4: 2048}
 
@@ -57,9 +58,9 @@ class DalaResNet50(Classifier):
                 self.trunk.add_module(name, child)
         self.attended = f"layer{options.attention_stage}"
         self.attention = DualActivatedAttention(STAGE_CHANNELS[options.attention_stage], options.reduction)
-        self.head = linear_head(STAGE_CHANNELS[4], options)
+        self.head = make_head(STAGE_CHANNELS[4], options)
 
-    def features(self, images: Tensor) -> Tensor:
+    def extract(self, images: Tensor) -> Tensor:
         """Return the maps after the last stage (attended, where the attention sits there): (B, 2048, H/32, W/32)."""
         maps = images
         for name, child in self.trunk.named_children():

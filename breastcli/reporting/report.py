@@ -34,6 +34,7 @@ PLOTS = {
         "share of right answers over the probability of the most probable class",
     ),
     "patients.png": ("Patients, worst first", "each image of a patient at the probability given to its true class"),
+    "embedding.png": ("Embedding", "directions in a plane, and the angles between images of one class and of two"),
 }
 ENVIRONMENT = ("command", "status", "started", "seconds", "device", "precision", "seed", "git")
 

@@ -93,20 +93,39 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[Classifier, dict[
     return model.eval(), facts
 
 
-def load_initial_weights(model: Classifier, path: Path) -> WeightsReport:
+def read_facts(path: Path) -> dict[str, Any] | None:
+    """Return what a checkpoint of ours knows about itself, or None for a weights file of somebody else."""
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get(METADATA_KEY)
+        return None if metadata is None else json.loads(metadata)
+    except (SafetensorError, OSError, ValueError):
+        return None  # whoever loads it says what is wrong
+
+
+def load_initial_weights(model: Classifier, path: Path, *, head: bool = True) -> WeightsReport:
     """Load weights from safetensors or a state dict, as far as names and shapes agree.
 
     The file may hold one of our checkpoints, or the library's own network (its tensors go into the trunk). A head of
     another number of classes is left as it is.
 
+    Args:
+        model: network to load into.
+        path: the file.
+        head: whether to load the head too, where it fits.
+
     Raises:
         UserError: the file is missing, is no weights file, could run code, or fits nowhere.
     """
-    given = {_unwrapped(name): tensor for name, tensor in _read_tensors(path).items()}
+    given = model.from_published({_unwrapped(name): tensor for name, tensor in _read_tensors(path).items()})
     own = model.state_dict()
     chosen: dict[str, Tensor] = {}
     used: set[str] = set()
     for name, tensor in own.items():
+        if name.startswith("head.") and not head:
+            continue
         for source in (name, name.removeprefix("trunk.")):
             if source in given and given[source].shape == tensor.shape:
                 chosen[name] = given[source]

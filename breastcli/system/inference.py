@@ -24,6 +24,7 @@ def predict_log_probs(
     dtype: torch.dtype,
     tta: str = "none",
     on_batch: Callable[[int], None] = lambda count: None,
+    on_embedding: Callable[[Tensor], None] = lambda embedding: None,
 ) -> Tensor:
     """Return the logarithms of the class probabilities of many images.
 
@@ -34,6 +35,7 @@ def predict_log_probs(
         dtype: arithmetic of the network; the softmax is in float32.
         tta: "none", or "d4" for the mean probability over the eight flips and turns of each image.
         on_batch: called with the size of every finished batch.
+        on_embedding: called with the embedding (B, D) float32 of every batch as it is.
 
     Returns:
         (N, K) float64 on the CPU.
@@ -44,7 +46,10 @@ def predict_log_probs(
         views = []
         for element in range(NUM_VIEWS[tta]):
             with autocast(device, dtype):
-                logits = model(to_network(dihedral(images, element)))
+                embedding = model.embed(model.features(to_network(dihedral(images, element))))
+                logits = model.head(embedding)
+            if element == 0:
+                on_embedding(embedding.float())
             views.append(logits.float().log_softmax(dim=1))
         parts.append(torch.stack(views).logsumexp(dim=0) - math.log(len(views)))
         on_batch(len(images))

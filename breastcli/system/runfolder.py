@@ -26,9 +26,11 @@ from breastcli.system.runtime import describe_device
 RUNS = Path("runs")
 INFO, CONFIG, HISTORY = "run.json", "config.yaml", "history.csv"
 BEST, LAST, RESUME = "checkpoints/best.safetensors", "checkpoints/last.safetensors", "checkpoints/resume.pt"
-TRAINED = (BEST, LAST, RESUME, HISTORY, "timing.csv", "curves.png", "log.txt", "report.html")
+LOG = "log.txt"
+TRAINED = (BEST, LAST, RESUME, HISTORY, "timing.csv", "curves.png", LOG, "report.html")
 METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
-PLOTS = ("confusion.png", "roc.png", "precision_recall.png", "reliability.png", "patients.png")
+EMBEDDING_PLOT = "embedding.png"
+PLOTS = ("confusion.png", "roc.png", "precision_recall.png", "reliability.png", "patients.png", EMBEDDING_PLOT)
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow", "safetensors")
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +14,14 @@ from torch import nn
 
 from breastcli.config import TrainConfig, UserError
 from breastcli.data.augment import POLICIES
-from breastcli.data.loading import load_batches, make_batches
+from breastcli.data.loading import make_batches
 from breastcli.data.store import PreparedData
 from breastcli.losses import Loss
 from breastcli.metrics.figures import ranking_areas
-from breastcli.models import Classifier, ModelOptions, set_training_mode
+from breastcli.models import Classifier, ModelOptions
+from breastcli.models.freezing import set_training_mode
 from breastcli.progress import Progress
-from breastcli.system.inference import predict_log_probs
+from breastcli.system.feeding import Feed
 from breastcli.system.runtime import autocast, mix_seed
 
 SECONDS_BETWEEN_FIGURES = 0.5  # reading the loss waits for the device, so it is not done at every step
@@ -41,29 +43,38 @@ class Session:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     loss: Loss
+    feed: Feed
     progress: Progress
+    ancestors: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
     timing: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
-    """Return the optimiser of the parameters that are not frozen."""
-    trained = [one for one in model.parameters() if one.requires_grad]
+def make_optimizer(model: Classifier, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
+    """Return the optimiser of the parameters that learn at any time of the run; each group knows its ``initial_lr``."""
+    learning = [one for one in model.parameters() if one.requires_grad or config.unfreeze_at]
+    groups = [{"params": learning, "initial_lr": config.lr}]
+    if config.trunk_lr is not None:
+        trunk = {id(one) for one in model.trunk.parameters()}
+        groups = [
+            {"params": [one for one in learning if id(one) not in trunk], "initial_lr": config.lr},
+            {"params": [one for one in learning if id(one) in trunk], "initial_lr": config.trunk_lr},
+        ]
     settings = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
-        return torch.optim.SGD(trained, momentum=MOMENTUM, **settings)
+        return torch.optim.SGD(groups, momentum=MOMENTUM, **settings)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(trained, fused=device.type != "mps", **settings)
+    return kind(groups, fused=device.type != "mps", **settings)
 
 
-def learning_rate(config: TrainConfig, epoch: int) -> float:
-    """Return the learning rate of an epoch (counted from 1)."""
+def learning_rate_factor(config: TrainConfig, epoch: int) -> float:
+    """Return what the initial learning rates are multiplied with in an epoch (counted from 1)."""
     position = (epoch - 1) / max(config.epochs - 1, 1)
     if config.schedule == "cosine":
-        return config.lr * (1 + math.cos(math.pi * position)) / 2
+        return (1 + math.cos(math.pi * position)) / 2
     if config.schedule == "exponential":
-        return config.lr * FINAL_LR_SHARE**position
-    return config.lr
+        return FINAL_LR_SHARE**position
+    return 1.0
 
 
 def train_epoch(session: Session, model: nn.Module, epoch: int) -> float:
@@ -75,17 +86,18 @@ def train_epoch(session: Session, model: nn.Module, epoch: int) -> float:
     config, device = session.config, session.device
     set_training_mode(session.model, batch_norm=config.batch_norm)
     generator = torch.Generator(device).manual_seed(mix_seed(config.seed, epoch, 1))
-    augment = POLICIES[config.augment]
-    order = _order(session.data.labels, session.rows["train"], config, epoch)
-    batches = make_batches(order, config.batch_size)
+    rows, elements = _order(session.data.labels, session.rows["train"], config, epoch)
+    batches = make_batches(rows, config.batch_size)
+    placed = None if elements is None else make_batches(elements, config.batch_size)
     losses = torch.zeros(len(batches), device=device)
     task = f"epoch {epoch}"
-    session.progress.begin(task, len(order), "images")
+    session.progress.begin(task, len(rows), "images")
     shown = time.monotonic()
-    for step, batch in enumerate(load_batches(session.data, batches, device, config.workers)):
+    for step, (inputs, labels) in enumerate(session.feed.batches(batches, placed, generator)):
         with autocast(device, session.dtype):
-            logits = model(augment(batch.images, generator))
-        loss = session.loss(logits.float(), batch.labels)
+            logits = session.feed.logits(model, inputs)
+        progress = (epoch - 1 + step / len(batches)) / config.epochs
+        loss = session.loss.training(logits.float(), labels, progress)
         session.optimizer.zero_grad(set_to_none=True)
         session.scaler.scale(loss).backward()
         session.scaler.step(session.optimizer)
@@ -95,7 +107,7 @@ def train_epoch(session: Session, model: nn.Module, epoch: int) -> float:
         if time.monotonic() - shown > SECONDS_BETWEEN_FIGURES:
             shown = time.monotonic()
             figures = {"loss": float(losses[: step + 1].mean())}
-        session.progress.advance(task, len(batch.labels), **figures)
+        session.progress.advance(task, len(labels), **figures)
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         raise UserError(
@@ -106,33 +118,38 @@ def train_epoch(session: Session, model: nn.Module, epoch: int) -> float:
     return float((losses.double() * sizes).sum() / sizes.sum())
 
 
-def _order(labels: np.ndarray, rows: np.ndarray, config: TrainConfig, epoch: int) -> np.ndarray:
-    """Return the training rows of one epoch, shuffled; oversampled to equal classes if asked for."""
+def _order(
+    labels: np.ndarray, rows: np.ndarray, config: TrainConfig, epoch: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the training rows of one epoch, shuffled, and the position of each image where the policy lists them.
+
+    Rows are oversampled to equal classes if asked for, and repeated once for each listed position.
+    """
     seed = mix_seed(config.seed, epoch, 2)
     if config.imbalance == "oversample":
         from imblearn.over_sampling import RandomOverSampler  # takes a second to import, and few runs need it
 
         sampler = RandomOverSampler(random_state=seed % 2**32)
         rows = sampler.fit_resample(rows[:, None], labels[rows])[0][:, 0]
-    return np.random.default_rng(seed).permutation(rows)
+    copies = POLICIES[config.augment].copies
+    generator = np.random.default_rng(seed)
+    if not copies:
+        return generator.permutation(rows), None
+    order = generator.permutation(len(rows) * len(copies))
+    return np.repeat(rows, len(copies))[order], np.tile(np.array(copies), len(rows))[order]
 
 
 def validate(session: Session, epoch: int) -> dict[str, float]:
     """Return the validation figures after an epoch."""
     rows = session.rows["val"]
-    batches = make_batches(rows, session.config.batch_size)
     task = f"validation {epoch}"
     session.progress.begin(task, len(rows), "images")
-    log_probs = predict_log_probs(
-        session.model,
-        (batch.images for batch in load_batches(session.data, batches, session.device, session.config.workers)),
-        session.device,
-        session.dtype,
-        on_batch=lambda count: session.progress.advance(task, count),
+    log_probs = session.feed.log_probs(
+        session.model, rows, on_batch=lambda count: session.progress.advance(task, count)
     )
     labels = session.data.labels[rows]
     # A loss of logits is the same for log-probabilities, which differ from them by a constant per image.
-    loss = session.loss(log_probs.float().to(session.device), torch.from_numpy(labels).to(session.device))
+    loss = session.loss.validation(log_probs.float().to(session.device), torch.from_numpy(labels).to(session.device))
     probs = log_probs.exp().numpy()
     right = probs.argmax(axis=1) == labels
     present = np.unique(labels)

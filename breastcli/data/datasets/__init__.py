@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from breastcli.config import UsageError, UserError
 from breastcli.records import ImageRecord
@@ -48,7 +49,10 @@ class DataSet:
         homepage: where to obtain it.
         recognises: whether a raw folder holds this data set.
         scan: find its images; raises UserError when there are none.
-        describe: read one file name, or None where it says nothing.
+        describe: read one file name and its folders, or None where the name says nothing; ``label`` is "" where they do
+            not settle the class.
+        classes: the two classes of ``--task binary``, the positive one last.
+        subtypes: the classes of ``--task subtype``, harmless ones first; of two that are kept the later is positive.
         stained: whether haematoxylin-and-eosin normalisation makes sense.
         drawn: whether the images were drawn by a program.
         draw: draw the images into a folder that does not hold them yet (drawn data sets only).
@@ -62,6 +66,8 @@ class DataSet:
     recognises: Callable[[Path], bool]
     scan: Callable[[Path], Scan]
     describe: Callable[[str], ImageRecord | None]
+    classes: tuple[str, str]
+    subtypes: tuple[str, ...]
     stained: bool = True
     drawn: bool = False
     draw: Callable[..., None] | None = None
@@ -74,7 +80,7 @@ def find_dataset(name: str, raw: Path) -> DataSet:
     """Return the adapter called ``name``, or with "auto" the one that recognises ``raw``.
 
     Raises:
-        UserError: the folder is missing, or no data set recognises it.
+        UserError: the folder is missing, or no data set or several recognise it.
     """
     if name != "auto":
         return DATASETS.get(name)
@@ -82,11 +88,14 @@ def find_dataset(name: str, raw: Path) -> DataSet:
         raise UserError(f"{raw}: no such folder", fix="give the folder of the raw data set")
     # A drawn set imitates a real one, so it is asked first.
     adapters = sorted((DATASETS.get(known) for known in DATASETS.names()), key=lambda one: not one.drawn)
-    for adapter in adapters:
-        if adapter.recognises(raw):
-            return adapter
-    known = ", ".join(DATASETS.names())
-    raise UsageError(f"{raw} holds no data set that breastcli knows ({known})", fix="name it with --dataset")
+    found = [adapter for adapter in adapters if adapter.recognises(raw)]
+    if not found:
+        known = ", ".join(DATASETS.names())
+        raise UsageError(f"{raw} holds no data set that breastcli knows ({known})", fix="name it with --dataset")
+    if len(found) > 1 and not found[0].drawn:
+        names = ", ".join(adapter.name for adapter in found)
+        raise UsageError(f"{raw} holds files named like those of {names}", fix="name one with --dataset")
+    return found[0]
 
 
 def image_files(root: Path) -> list[Path]:
@@ -99,3 +108,51 @@ def image_files(root: Path) -> list[Path]:
         raise UserError(f"{root}: no such folder", fix="give the folder of the raw data set")
     files = (path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     return sorted(path for path in files if not path.name.startswith("."))
+
+
+def sort_files(
+    root: Path, files: Iterable[Path], describe: Callable[[str], ImageRecord | None], title: str, fix: str
+) -> tuple[list[ImageRecord], list[Rejection]]:
+    """Tell images of a data set from other files below ``root``; the first of several with one name is kept.
+
+    Raises:
+        UserError: none is an image of the data set; ``fix`` says what to do.
+    """
+    records: dict[str, ImageRecord] = {}
+    rejected: list[Rejection] = []
+    for file in files:
+        path = file.relative_to(root).as_posix()
+        record = describe(path)
+        if record is None:
+            rejected.append(Rejection(path, f"not a {title} file name"))
+        elif not record.label:
+            rejected.append(Rejection(path, "its name and folders do not tell one class"))
+        elif record.image_id in records:
+            rejected.append(Rejection(path, f"same name as {records[record.image_id].path}"))
+        else:
+            records[record.image_id] = record
+    if not records:
+        raise UserError(f"no {title} image below {root}", fix=fix)
+    return list(records.values()), rejected
+
+
+def holds_images(root: Path, describe: Callable[[str], ImageRecord | None]) -> bool:
+    """Whether any file below ``root`` is an image of the data set that ``describe`` reads."""
+    found = (describe(file.relative_to(root).as_posix()) for file in image_files(root))
+    return any(record is not None and record.label for record in found)
+
+
+def class_folder(path: str, folders: Mapping[str, str]) -> str:
+    """Return the class of the nearest folder of ``path`` among ``folders`` (small letters), or "" where none is."""
+    names = (name.casefold() for name in reversed(PurePath(path).parts[:-1]))
+    return next((folders[name] for name in names if name in folders), "")
+
+
+def count_note(title: str, records: Iterable[ImageRecord], expected: Mapping[str, int]) -> str:
+    """Compare the number of images per subtype with the published ones, naming every difference."""
+    found = Counter(record.subtype for record in records)
+    total = sum(expected.values())
+    wrong = [f"{name} {found[name]:,} of {count:,}" for name, count in expected.items() if found[name] != count]
+    if wrong:
+        return f"{found.total():,} of {total:,} images of {title} ({', '.join(wrong)})"
+    return f"all {total:,} images of {title}; every count is as published"

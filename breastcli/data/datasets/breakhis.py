@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from breastcli.config import MAGNIFICATIONS, UserError
-from breastcli.data.datasets import DATASETS, DataSet, Rejection, Scan, image_files
+from breastcli.config import MAGNIFICATIONS
+from breastcli.data.datasets import DATASETS, DataSet, Scan, holds_images, image_files, sort_files
 from breastcli.records import ImageRecord
 
 # Images per subtype at 40X, 100X, 200X and 400X: the data set's own counts.
@@ -22,6 +22,7 @@ SUBTYPES = {
     "MC": ("mucinous_carcinoma", (205, 222, 196, 169)),
     "PC": ("papillary_carcinoma", (145, 142, 135, 138)),
 }
+CLASSES, SUBTYPE_NAMES = ("benign", "malignant"), tuple(name for name, _ in SUBTYPES.values())
 NUM_IMAGES = sum(sum(counts) for _, counts in SUBTYPES.values())
 NAME = re.compile(
     r"SOB_(?P<tumour>B(?=_(?:A|F|PT|TA)-)|M(?=_(?:DC|LC|MC|PC)-))_(?P<subtype>[A-Z]{1,2})"
@@ -61,22 +62,10 @@ def scan(root: Path) -> Scan:
 
 def place(root: Path, files: Iterable[Path]) -> Scan:
     """Read the names of ``files``; the first of several files with one name is kept."""
-    records: dict[str, ImageRecord] = {}
-    rejected: list[Rejection] = []
-    for file in files:
-        path = file.relative_to(root).as_posix()
-        record = describe(path)
-        if record is None:
-            rejected.append(Rejection(path, "not a BreakHis file name"))
-        elif record.image_id in records:
-            rejected.append(Rejection(path, f"same name as {records[record.image_id].path}"))
-        else:
-            records[record.image_id] = record
-    if not records:
-        raise UserError(
-            f"no BreakHis image below {root}", fix="give the folder that holds BreaKHis_v1, or files with its names"
-        )
-    return Scan(list(records.values()), rejected, count_notes(list(records.values())))
+    records, rejected = sort_files(
+        root, files, describe, "BreakHis", "give the folder that holds BreaKHis_v1, or files with its names"
+    )
+    return Scan(records, rejected, count_notes(records))
 
 
 def count_notes(records: list[ImageRecord]) -> list[str]:
@@ -98,7 +87,7 @@ def count_notes(records: list[ImageRecord]) -> list[str]:
 
 
 def _recognises(root: Path) -> bool:
-    return any(describe(file.name) for file in image_files(root))
+    return holds_images(root, describe)
 
 
 DATASETS.register("breakhis")(
@@ -112,5 +101,7 @@ DATASETS.register("breakhis")(
         recognises=_recognises,
         scan=scan,
         describe=describe,
+        classes=CLASSES,
+        subtypes=SUBTYPE_NAMES,
     )
 )

@@ -36,6 +36,8 @@ DATASETS.register("sample")(
         recognises=recognises,
         scan=scan,
         describe=breakhis.describe,
+        classes=breakhis.CLASSES,
+        subtypes=breakhis.SUBTYPE_NAMES,
         drawn=True,
         draw=draw_sample,
     )

@@ -1,0 +1,82 @@
+"""Which part of a network learns."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from torch import nn
+
+from breastcli.config import UserError
+from breastcli.models import Classifier, num_parameters
+
+
+def freeze(model: Classifier, what: str) -> int:
+    """Freeze parts of a network; return the number of frozen parameters.
+
+    Args:
+        model: the network.
+        what: "none", or parts separated by commas: "trunk"; a stage (the name of a module in the trunk, such as
+            ``layer1``); a number N, for the first N layers that have weights, in the order of the network's definition;
+            or ``STAGE:N``, for the first N of a stage.
+
+    Raises:
+        UserError: a part is none of those, or has fewer layers.
+    """
+    if what != "none":
+        for part in what.split(","):
+            for module in _find_part(model, part.strip()):
+                module.requires_grad_(False)
+    return num_parameters(model) - num_parameters(model, trainable=True)
+
+
+def unfreeze(model: nn.Module) -> None:
+    """Let every parameter learn again."""
+    model.requires_grad_(True)
+
+
+def _find_part(model: Classifier, part: str) -> list[nn.Module]:
+    stages = {name: module for name, module in model.trunk.named_modules() if list(module.parameters())}
+    stages[""] = model.trunk
+    name, _, count = ("", "", part) if part.isdigit() else part.partition(":")
+    if part == "trunk":
+        return [model.trunk]
+    if name not in stages:
+        near = get_close_matches(name, stages, n=1)
+        known = ", ".join(child for child in stages if child and "." not in child)
+        hint = f"did you mean {near[0]}?" if near else f"use none, trunk, a number or stages of the trunk ({known})"
+        raise UserError(f"--freeze {part}: no such stage", fix=hint)
+    if not count and ":" not in part:
+        return [stages[name]]
+    start = model if not name else stages[name]
+    layers = [module for module in start.modules() if list(module.parameters(recurse=False))]
+    if not count.isdigit() or int(count) > len(layers):
+        raise UserError(
+            f"--freeze {part}: no such number of layers", fix=f"there are {len(layers)} layers with weights"
+        )
+    return layers[: int(count)]
+
+
+def set_training_mode(model: nn.Module, *, batch_norm: str) -> None:
+    """Switch to training mode, leaving whatever is frozen as in evaluation.
+
+    A frozen batch norm whose statistics still moved would not be frozen, nor would a frozen trunk that drops paths.
+
+    Args:
+        model: the network.
+        batch_norm: "frozen" keeps the statistics of every batch norm.
+    """
+    model.train()
+    _rest(model)
+    for module in model.modules():
+        if batch_norm == "frozen" and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def _rest(module: nn.Module) -> None:
+    """Put the largest parts without a trained parameter into evaluation mode."""
+    parameters = list(module.parameters())
+    if parameters and not any(one.requires_grad for one in parameters):
+        module.eval()
+        return
+    for child in module.children():
+        _rest(child)

@@ -1,0 +1,166 @@
+"""The start of a training run: images chosen, network built, weights loaded, parts frozen."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+
+from breastcli.config import TrainConfig, UsageError, UserError, parse_magnification
+from breastcli.data.augment import POLICIES
+from breastcli.data.store import PreparedData
+from breastcli.losses import LOSSES, class_weights_of, log_prior_of, make_loss, margin_and_scale
+from breastcli.models import Classifier, ModelOptions, build_model, num_parameters
+from breastcli.models.backbones import LIBRARIES
+from breastcli.models.foundation import complete
+from breastcli.models.freezing import freeze
+from breastcli.progress import Progress
+from breastcli.system.embeddings import embed_rows, views_of
+from breastcli.system.feeding import EmbeddingFeed, Feed, ImageFeed
+from breastcli.system.runtime import resolve_precision, seed_everything
+from breastcli.system.training import Session, make_optimizer
+from breastcli.system.transfer import load_start
+
+logger = logging.getLogger(__name__)
+
+SMOKE_IMAGES = 64
+
+
+def start_session(
+    config: TrainConfig, data: PreparedData, device: torch.device, progress: Progress, *, resuming: bool
+) -> Session:
+    """Choose the images, build the network and everything around it.
+
+    Args:
+        config: the run's configuration.
+        data: prepared folder.
+        device: where to compute.
+        progress: what to tell about embeddings being computed.
+        resuming: whether weights come later, from the interrupted run.
+
+    Raises:
+        UsageError: options that do not go together.
+        UserError: the data or weights cannot be used.
+        LeakError: the run to start from was trained on another split of this data set.
+    """
+    if config.unfreeze_at and config.freeze == "none":
+        raise UsageError(f"--unfreeze-at {config.unfreeze_at}: nothing is frozen", fix="add --freeze")
+    rows = _choose_rows(config, data)
+    counts = _count_classes(data, rows)
+    seed_everything(config.seed)
+    options = complete(_model_options(config, data))
+    # A resumed run brings its own weights.
+    model = build_model(options, pretrained=config.pretrained and not resuming)
+    ancestors = load_start(model, config, data.card, apply=not resuming)
+    num_frozen = freeze(model, config.freeze)
+    logger.info("%s: %s parameters, %s frozen", config.arch, f"{num_parameters(model):,}", f"{num_frozen:,}")
+    model = model.to(device=device, memory_format=torch.channels_last)
+    dtype = resolve_precision(config.precision, device)
+    weights = class_weights_of(counts, config.imbalance)
+    log_prior = log_prior_of(counts).to(device) if config.imbalance == "logit_adjustment" else None
+    margin, scale = margin_and_scale(config.loss, config.margin, config.scale)
+    return Session(
+        config=config,
+        data=data,
+        rows=rows,
+        device=device,
+        dtype=dtype,
+        model=model,
+        options=options,
+        optimizer=make_optimizer(model, config, device),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        loss=make_loss(config.loss, margin, scale, None if weights is None else weights.to(device), log_prior),
+        feed=_make_feed(config, model, options, data, rows, dtype, progress),
+        ancestors=ancestors,
+        progress=progress,
+    )
+
+
+def _choose_rows(config: TrainConfig, data: PreparedData) -> dict[str, np.ndarray]:
+    magnification = parse_magnification(config.mag)
+    rows = {split: data.select(split, fold=config.fold, magnification=magnification) for split in ("train", "val")}
+    if config.smoke:
+        generator = np.random.default_rng(config.seed)
+        rows = {name: np.sort(generator.permutation(chosen)[:SMOKE_IMAGES]) for name, chosen in rows.items()}
+    return rows
+
+
+def _count_classes(data: PreparedData, rows: dict[str, np.ndarray]) -> torch.Tensor:
+    """Return the number of training images of each class (K,).
+
+    Raises:
+        UserError: a class has none. Validation images of one class only are worth a warning, not a refusal.
+    """
+    counts = {name: np.bincount(data.labels[chosen], minlength=len(data.classes)) for name, chosen in rows.items()}
+    if not counts["train"].all():
+        lacking = data.classes[int(counts["train"].argmin())]
+        raise UserError(f"no training image shows {lacking}", fix="choose another --mag or --fold")
+    if not counts["val"].all():
+        lacking = data.classes[int(counts["val"].argmin())]
+        logger.warning("no validation image shows %s: the best epoch is chosen on the other classes alone", lacking)
+    return torch.from_numpy(counts["train"])
+
+
+def _model_options(config: TrainConfig, data: PreparedData) -> ModelOptions:
+    kind = LOSSES.get(config.loss)
+    _, scale = margin_and_scale(config.loss, config.margin, config.scale)
+    native = config.normalisation == "native"
+    if config.normalisation == "auto":
+        native = config.arch.startswith((*LIBRARIES, "hf-hub:"))
+    return ModelOptions(
+        arch=config.arch,
+        num_classes=len(data.classes),
+        size_px=data.size_px,
+        dropout=config.dropout,
+        attention_stage=config.attention_stage,
+        reduction=config.reduction,
+        head=config.head,
+        last_layer=kind.last_layer,
+        scale=scale,
+        native_scaling=native,
+        trunks=config.trunks,
+        fusion=config.fusion,
+    )
+
+
+def _make_feed(
+    config: TrainConfig,
+    model: Classifier,
+    options: ModelOptions,
+    data: PreparedData,
+    rows: dict[str, np.ndarray],
+    dtype: torch.dtype,
+    progress: Progress,
+) -> Feed:
+    """Return what training is fed with: embeddings where only the head learns and it pays, else images."""
+    policy = POLICIES[config.augment]
+    device = next(model.parameters()).device
+    views = views_of(policy)
+    learns = any(one.requires_grad for name, one in model.named_parameters() if not name.startswith("head."))
+    if config.cache_embeddings == "on":
+        if learns or config.unfreeze_at:
+            raise UsageError(
+                "--cache-embeddings on: more than the head learns", fix="use --freeze trunk, no --unfreeze-at"
+            )
+        if views is None:
+            fix = "use --augment none, light or wang"
+            raise UsageError(f"--cache-embeddings on: --augment {config.augment} makes every image a new one", fix=fix)
+    fits = not learns and not config.unfreeze_at and views is not None
+    pays = config.cache_embeddings == "on" or (config.cache_embeddings == "auto" and len(views or ()) <= config.epochs)
+    if views is None or not (fits and pays):
+        return ImageFeed(data, policy, device, dtype, config.batch_size, config.workers)
+    every = np.concatenate([rows["train"], rows["val"]])
+    progress.begin("embeddings", len(every) * len(views), "images")
+    logger.info("only the head learns: each image is embedded once in %d positions", len(views))
+    table = embed_rows(
+        model,
+        options,
+        data,
+        every,
+        views,
+        dtype,
+        config.workers,
+        on_batch=lambda count: progress.advance("embeddings", count),
+    )
+    return EmbeddingFeed(table.to(device), data.labels, every, views, dtype)
