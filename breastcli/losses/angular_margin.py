@@ -102,12 +102,12 @@ def _on_true_class(change: Callable[[Tensor, float], Tensor], scale: float) -> M
 
 # Margins and scales for two to eight classes; docs/results.md has the sweep on real images that they come from.
 LOSSES.register("a_softmax")(
-    LossKind(cross_entropy, "Liu et al., SphereFace, CVPR 2017", "cosine", a_softmax, 2.0, 16.0, neutral_margin=1.0)
+    LossKind(cross_entropy, "Liu et al., SphereFace, CVPR 2017", "cosine", a_softmax, 4.0, 8.0, neutral_margin=1.0)
 )
-LOSSES.register("cosface")(LossKind(cross_entropy, "Wang et al., CVPR 2018", "cosine", cosface, 0.1, 16.0))
+LOSSES.register("cosface")(LossKind(cross_entropy, "Wang et al., CVPR 2018", "cosine", cosface, 0.3, 8.0))
 LOSSES.register("arcface")(
-    LossKind(cross_entropy, "Deng et al., CVPR 2019", "cosine", arcface, 0.1, 16.0, largest_margin=QUARTER_TURN)
+    LossKind(cross_entropy, "Deng et al., CVPR 2019", "cosine", arcface, 0.3, 8.0, largest_margin=QUARTER_TURN)
 )
 LOSSES.register("li_arcface")(
-    LossKind(cross_entropy, AIRFACE, "angle", li_arcface, 0.1, 16.0, largest_margin=QUARTER_TURN)
+    LossKind(cross_entropy, AIRFACE, "angle", li_arcface, 0.3, 8.0, largest_margin=QUARTER_TURN)
 )
