@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from breastcli.config import EvaluateConfig, UsageError, UserError, parse_magnification
+from breastcli.config import EvaluateConfig, UsageError, UserError
 from breastcli.data.loading import load_batches, make_batches
 from breastcli.data.store import PreparedData
 from breastcli.files import claim_folder, replacing, write_json
@@ -28,6 +28,7 @@ from breastcli.metrics.classification import (
     score_subsets,
 )
 from breastcli.models import Classifier
+from breastcli.parsing import parse_magnification
 from breastcli.progress import SILENT, Progress
 from breastcli.records import Predictions, Scores, stamp_of, strings
 from breastcli.reporting import plots

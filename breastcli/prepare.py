@@ -20,9 +20,6 @@ from breastcli.config import (
     PrepareConfig,
     UsageError,
     UserError,
-    parse_classes,
-    parse_magnification,
-    parse_ratio,
 )
 from breastcli.data.audit import Audit, PreparedRecord, audit
 from breastcli.data.datasets import DataSet, Rejection, find_dataset
@@ -44,6 +41,7 @@ from breastcli.data.store import (
     write_manifest,
 )
 from breastcli.files import claim_folder, read_csv, write_csv, write_json
+from breastcli.parsing import parse_classes, parse_magnification, parse_ratio
 from breastcli.progress import SILENT, Progress
 from breastcli.records import ImageRecord
 from breastcli.reporting.contact_sheet import contact_sheet

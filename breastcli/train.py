@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from breastcli.config import TrainConfig, UserError, parse_magnification, read_section, resolve
+from breastcli.config import TrainConfig, UserError, read_section, resolve
 from breastcli.data.store import PreparedData
 from breastcli.files import claim_folder, write_csv
 from breastcli.models import num_parameters
 from breastcli.models.freezing import unfreeze
+from breastcli.parsing import parse_magnification
 from breastcli.progress import SILENT, Progress
 from breastcli.records import stamp_of
 from breastcli.reporting.plots import plot_curves

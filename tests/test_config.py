@@ -11,13 +11,11 @@ from breastcli.config import (
     PrepareConfig,
     TrainConfig,
     UsageError,
-    parse_classes,
-    parse_magnification,
-    parse_ratio,
     read_section,
     resolve,
     to_yaml,
 )
+from breastcli.parsing import parse_classes, parse_magnification, parse_ratio
 
 SAMPLE_CONFIGS = sorted((Path(__file__).parents[1] / "sample_configs").glob("*.yaml"))
 

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import torch
 
-from breastcli.config import TrainConfig, UsageError, UserError, parse_magnification
+from breastcli.config import TrainConfig, UsageError, UserError
 from breastcli.data.augment import POLICIES
 from breastcli.data.store import PreparedData
 from breastcli.losses import LOSSES, class_weights_of, log_prior_of, make_loss, margin_and_scale
@@ -15,6 +15,7 @@ from breastcli.models import Classifier, ModelOptions, build_model, num_paramete
 from breastcli.models.backbones import LIBRARIES
 from breastcli.models.foundation import complete
 from breastcli.models.freezing import freeze
+from breastcli.parsing import parse_magnification
 from breastcli.progress import Progress
 from breastcli.system.embeddings import embed_rows, views_of
 from breastcli.system.feeding import EmbeddingFeed, Feed, ImageFeed
