@@ -6,7 +6,7 @@ import torchvision
 from torch import Tensor, nn
 
 from breastcli.config import UsageError, UserError
-from breastcli.models import ModelOptions, build_model, multiscale, num_parameters
+from breastcli.models import ARCHITECTURES, ModelOptions, build_model, multiscale, num_parameters
 from breastcli.models.freezing import freeze, set_training_mode
 from breastcli.models.heads import AngularLayer
 from breastcli.models.multiscale import (
@@ -25,7 +25,7 @@ from breastcli.models.multiscale import (
 )
 
 COUNTS = {"densenet201": 18_092_928, "nasnetmobile": 4_232_978, "resnet101": 42_500_160}
-CHANNELS = {"densenet201": 1920, "nasnetmobile": 1056, "resnet101": 2048}
+CHANNELS = {"densenet201": 1920, "nasnetmobile": 1056, "resnet101": 2048, "vgg16": 512}
 
 
 def make_options(**settings: object) -> ModelOptions:
@@ -187,9 +187,10 @@ def test_context_normalises_projection_and_context_apart() -> None:
 @torch.no_grad()
 def test_each_scale_is_merged_into_the_next_from_shallow_to_high() -> None:
     torch.manual_seed(2)
-    pyramid = FeaturePyramid(CHANNELS).eval()
+    published = {name: CHANNELS[name] for name in COUNTS}
+    pyramid = FeaturePyramid(published).eval()
     assert list(pyramid.contexts) == ["nasnetmobile", "resnet101", "densenet201"]
-    maps = {name: torch.randn(2, width, 3, 4) for name, width in CHANNELS.items()}
+    maps = {name: torch.randn(2, width, 3, 4) for name, width in published.items()}
     shallow = pyramid.contexts["nasnetmobile"](maps["nasnetmobile"])
     middle = pyramid.contexts["resnet101"](maps["resnet101"], shallow)
     high = pyramid.contexts["densenet201"](maps["densenet201"], middle)
@@ -308,7 +309,7 @@ def test_pretrained_reaches_each_trunk(light: list[tuple[str, bool]]) -> None:
     ("names", "message"),
     [
         ("densenet201,resnet10", "unknown trunk 'resnet10'.*did you mean 'resnet101'"),
-        ("vgg16", "unknown trunk 'vgg16'.*known: densenet201, nasnetmobile, resnet101"),
+        ("mystery", "unknown trunk 'mystery'.*known: densenet201, nasnetmobile, resnet101, vgg16"),
         ("", "unknown trunk ''.*known: "),
         ("resnet101,nasnetmobile,resnet101", "resnet101 is listed twice.*once"),
     ],
@@ -365,3 +366,11 @@ def test_published_freezing() -> None:
 def test_freezing_a_trunk_that_was_left_out_is_refused() -> None:
     with pytest.raises(UserError, match="--freeze densenet201:112: no such stage"):
         freeze(on_meta(trunks="resnet101"), PUBLISHED_FREEZING)
+
+
+def test_the_papers_trainable_count_is_that_of_a_concatenation_with_vgg16() -> None:
+    """Deebani et al., Table 6, prints 37,494,676 trainable parameters, and VGG-16's trunk under ResNet-101's name."""
+    options = ModelOptions("multiscale", 2, trunks="densenet201,nasnetmobile,vgg16", fusion="concatenation")
+    with torch.device("meta"):
+        model = ARCHITECTURES.get("multiscale").build(options, False)
+    assert num_parameters(model) == 37_494_676

@@ -213,8 +213,8 @@ PAPER_BACKBONES = {
     "resnet50": Row(
         "torchvision/resnet50",
         "He et al., CVPR 2016",
-        {2: 21_797_672},
-        "the printed count is ResNet-34's with 1000 classes",
+        {2: 21_797_672, 3: 21_797_672, 4: 21_805_868},
+        "the printed counts are ResNet-34's with 1000 classes, for 4 classes with Linear(2048, 4) beside it",
     ),
     "resnet101": Row("torchvision/resnet101", "He et al., CVPR 2016"),
     "vgg16": Row(
@@ -234,19 +234,24 @@ PAPER_BACKBONES = {
     "vit": Row(
         "timm/vit_base_patch16_224",
         "Dosovitskiy et al., ICLR 2021",
-        {2: 51_375_106, 3: 51_376_131},
-        "patch 16, width 1024, depth 6, 16 heads, MLP 2048, no qkv bias: not a ViT-B",
+        {2: 51_375_106, 3: 51_376_131, 4: 51_385_352},
+        "patch 16, width 1024, depth 6, 16 heads, MLP 2048, no qkv bias: not a ViT-B; for 4 classes the printed count "
+        "includes an unused Linear(2048, 4)",
         {"embed_dim": 1024, "depth": 6, "num_heads": 16, "mlp_ratio": 2.0, "qkv_bias": False},
         multiple_px=16,
         without_weights="nobody published weights of this size (width 1024, depth 6)",
     ),
     "swin": Row(
-        "timm/swin_base_patch4_window7_224", "Liu et al., ICCV 2021", {2: 86_745_274, 3: 86_746_299}, multiple_px=32
+        "timm/swin_base_patch4_window7_224",
+        "Liu et al., ICCV 2021",
+        {2: 86_745_274, 3: 86_746_299, 4: 86_753_470},
+        "for 4 classes the printed count is the 2-class network's and Linear(2048, 4)",
+        multiple_px=32,
     ),
     "dinov2_vitb14": Row(
         "timm/vit_base_patch14_dinov2",
         "Oquab et al., TMLR 2024",
-        {2: 86_582_018},
+        {2: 86_582_018, 3: 86_582_787, 4: 86_583_556},
         "the paper counts a mask token (768) that no classifier uses",
         {"img_size": 518, "dynamic_img_size": True},
         multiple_px=14,

@@ -40,6 +40,6 @@ ARCHITECTURES.register("densenet121")(
         build,
         "Huang et al., CVPR 2017; head: DALAResNet50 paper, Table 9",
         {2: 9_028_970, 3: 9_029_483, 4: 9_029_996},
-        "the printed count includes the unused 1000-class layer (1,025,000)",
+        "the printed counts include the unused 1000-class layer (1,025,000)",
     )
 )

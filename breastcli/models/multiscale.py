@@ -63,9 +63,16 @@ def resnet101_trunk(*, pretrained: bool) -> nn.Module:
     return trunk
 
 
-# From the shallow to the high level, as the paper assigns them.
+def vgg16_trunk(*, pretrained: bool) -> nn.Module:
+    """Return VGG-16's convolutions: maps (B, 512, H/32, W/32)."""
+    return torchvision_trunk("vgg16", pretrained=pretrained).features
+
+
+# From the shallow to the high level, as the paper assigns them. VGG-16 is what its Table 6 counts under the name of
+# ResNet-101.
 TRUNKS = {
     "nasnetmobile": Scale(nasnetmobile_trunk, 1056),
+    "vgg16": Scale(vgg16_trunk, 512),
     "resnet101": Scale(resnet101_trunk, 2048),
     "densenet201": Scale(densenet201_trunk, 1920),
 }

@@ -75,7 +75,7 @@ ARCHITECTURES.register("vgg16inception")(
     Architecture(
         build,
         "Saini and Susan, IEEE/ACM TCBB 2022 (VGGIN-Net)",
-        {2: 38_139_938, 3: 38_144_035},
+        {2: 38_139_938, 3: 38_144_035, 4: 38_148_134},
         "printed count not recovered; built as its authors describe it",
     )
 )
