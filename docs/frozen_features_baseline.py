@@ -25,9 +25,9 @@ from breastcli.system.checkpoint import load_initial_weights
 
 
 @torch.inference_mode()
-def embed(data: PreparedData, arch: str, weights: Path) -> np.ndarray:
-    """Return the pooled features (N, D) of every image."""
-    model = build_model(ModelOptions(arch, len(data.classes), data.size_px)).eval()
+def embed(data: PreparedData, arch: str, weights: Path, *, native: bool) -> np.ndarray:
+    """Return the pooled features (N, D) of every image, scaled as the weights expect where ``native``."""
+    model = build_model(ModelOptions(arch, len(data.classes), data.size_px, native_scaling=native)).eval()
     load_initial_weights(model, weights)
     batches = load_batches(data, make_batches(np.arange(len(data.rows)), 64), torch.device("cpu"))
     return torch.cat([model.embed(model.features(to_network(batch.images))) for batch in batches]).numpy()
@@ -62,9 +62,10 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--arch", required=True)
     parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--normalisation", choices=("native", "symmetric"), default="native")
     given = parser.parse_args()
     data = PreparedData.open(given.data)
-    features = embed(data, given.arch, given.weights)
+    features = embed(data, given.arch, given.weights, native=given.normalisation == "native")
     for with_validation in (False, True):
         overall = score_images(predict_folds(data, features, with_validation=with_validation)).overall
         figures = (f"{name} {one.value:.3f} ({one.low:.3f}-{one.high:.3f})" for name, one in overall.items())

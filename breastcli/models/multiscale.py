@@ -186,7 +186,8 @@ class MultiScale(Classifier):
     convolutions and poolings have nothing to look around in; here, as in Figure 4 and in the text, they see maps, and
     the average comes last. Its "ResNet 101" of 14,714,688 parameters and 512 channels is VGG-16's trunk; here it is
     ResNet-101, as the text says everywhere. Its MSFF (15,986 parameters) and CPP (11,952) are not described. Hence
-    71,823,700 parameters for two classes (65,479,828 by concatenation), not 37,793,640.
+    71,823,700 parameters for two classes (65,479,828 by concatenation), not 37,793,640. Of these it prints 37,494,676
+    as trainable: exactly what a concatenation with VGG-16 in ResNet-101's place has here, without any MSFF and CPP.
 
     A training step on 32 images of 224 pixels in bfloat16 needs 5.3 GiB with ``PUBLISHED_FREEZING``, 7.6 GiB without,
     beside what kernels need for themselves (computed by ``docs/multiscale_memory.py``).
@@ -282,6 +283,7 @@ ARCHITECTURES.register("multiscale")(
         build,
         "Deebani et al., 2025, Figure 4 and Table 6",
         {2: 37_793_640},
-        "the printed count sums only with VGG-16's trunk in ResNet-101's place and two layers that are not described",
+        "the printed count has VGG-16's trunk in ResNet-101's place and two layers that are not described; its "
+        "37,494,676 trainable ones are those of --trunks densenet201,nasnetmobile,vgg16 --fusion concatenation",
     )
 )
