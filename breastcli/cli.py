@@ -19,6 +19,7 @@ SUMMARIES = {
     "prepare": "Turn a raw data set into one array of images with a split that does not leak.",
     "train": "Train a network on a prepared data set.",
     "evaluate": "Score a run, or the folds of a cross-validation, on images it never saw.",
+    "explain": "Show where a network looks, and measure whether that is so.",
     "predict": "Predict image files with a trained run.",
 }
 COMMON_PANEL = "Common options"

@@ -221,6 +221,38 @@ class EvaluateConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExplainConfig(JobConfig):
+    """Options of ``breastcli explain``. Noise and samples are those of DT Grad-CAM."""
+
+    run: str = option("latest", "Run folder, or latest.", positional=True)
+    out: str | None = option(None, "Output folder (default: RUN/explain/METHOD).", metavar="DIR")
+    data: str | None = option(None, "Prepared folder (default: the run's own).", metavar="DIR")
+    split: str = option("test", "Split to explain.", choices=("test", "val"))
+    images: tuple[str, ...] = option(
+        (), "Image file or folder to explain instead of a split (give it several times for several).", metavar="PATH"
+    )
+    method: str = option(
+        "dtgradcam",
+        "Method, several separated by commas, or all.",
+        metavar="dtgradcam|gradcam|gradcampp|layercam|scorecam|eigencam|all",
+    )
+    num: str = option("24", "Number of images, drawn evenly from the classes.", metavar="N|all")
+    target: str = option("predicted", "Class to explain.", metavar="predicted|true|CLASS")
+    layer: str | None = option(None, "Stage whose maps are explained (default: the last).", metavar="STAGE")
+    masks: str | None = option(None, "Folder of masks of what should be found; turns on localisation.", metavar="DIR")
+    binarise: str = option("otsu", "How maps become masks.", metavar="otsu|fixed=T|quantile=Q|val")
+    patients: str | None = option(
+        None, "Regular expression that finds the patient in an image's name (--images).", metavar="REGEX"
+    )
+    faithfulness: bool = option(False, "Also measure whether the maps tell what the network uses.")
+    noise: float = option(0.1, "dtgradcam: standard deviation of the noise, images being in [-1, 1].", at_least=0.0)
+    samples: int = option(10, "dtgradcam: noisy copies of each image.", at_least=1)
+    top_k: int | None = option(None, "scorecam: only the K most active channels.", at_least=1, metavar="K")
+    batch_size: int = option(32, "Images through the network at once, copies included.", at_least=1)
+    resamples: int = option(2000, "Bootstrap resamples for the intervals.", at_least=100)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PredictConfig(JobConfig):
     """Options of ``breastcli predict``."""
 
@@ -236,6 +268,7 @@ JOBS: dict[str, type[JobConfig]] = {
     "prepare": PrepareConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "explain": ExplainConfig,
     "predict": PredictConfig,
 }
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from breastcli.records import DRAWN, Interval, Scores
 
 if TYPE_CHECKING:
     from breastcli.evaluate import EvaluateResult
+    from breastcli.explain import ExplainResult
     from breastcli.predict import PredictResult
     from breastcli.prepare import PrepareResult
     from breastcli.train import TrainResult
@@ -170,6 +171,61 @@ def show_evaluate(result: EvaluateResult) -> None:
     OUT.print(str(result.out))
 
 
+def show_explain(result: ExplainResult) -> None:
+    """Print what was measured of each method, beside the baselines."""
+    document = result.document
+    _stamp(document["dataset"]["leaky"], document["dataset"]["drawn"])
+    titles = {name: one["title"] for name, one in document["methods"].items()}
+    OUT.print(f"{document['n']:,} images, class explained: {document['target']}")
+    localisation = document["localisation"]
+    if localisation:
+        heads = ["", "IoU", "Dice", "precision", "recall", "average precision", "pointing game"]
+        keys = ("iou", "dice", "precision", "recall", "average_precision", "pointing")
+        table = _table(f"localisation on {localisation['n']} masks, {localisation['rule']} (means over images)", heads)
+        for name, one in localisation["methods"].items():
+            shown = titles.get(name, f"[dim]{name} (baseline)[/dim]")
+            table.add_row(shown, *(_interval(_read_interval(one["mean"][key])) for key in keys))
+        OUT.print(table)
+        for name, printed in _printed_localisation(document["methods"]).items():
+            OUT.print(f"[dim]- {titles[name]} in the DALAResNet50 paper (Table 14, its own masks): {printed}[/dim]")
+    faithfulness = document["faithfulness"]
+    if faithfulness:
+        heads = ["", "deletion AUC (low)", "insertion AUC (high)", "average drop (low)", "increase (high)"]
+        table = _table("faithfulness (means over images)", heads)
+        for name, one in faithfulness["methods"].items():
+            table.add_row(
+                titles.get(name, f"[dim]{name} (baseline)[/dim]"), *(_interval(_read_interval(v)) for v in one.values())
+            )
+        OUT.print(table)
+        for name, check in faithfulness["randomisation"].items():
+            last = check["levels"][-1]["correlation"]
+            verdict = (
+                "[bold red]survives: shows the image, not the network[/bold red]" if check["survives"] else "changes"
+            )
+            shown = "–" if last is None else f"{last:.2f}"
+            OUT.print(f"- {titles[name]} when the network is made random: rank correlation {shown}, {verdict}")
+    if document["rejected"]:
+        OUT.print(f"- files that could not be read: {document['rejected']}")
+    OUT.print(f"report: {result.report}")
+    OUT.print(str(result.out))
+
+
+def _printed_localisation(methods: Iterable[str]) -> dict[str, str]:
+    """Return the DALAResNet50 paper's figures of the methods that it compares, as ranges over magnifications."""
+    from breastcli.reporting.explanation_section import printed_localisation
+
+    found = {}
+    for name in methods:
+        ranges = printed_localisation(name)
+        if ranges:
+            found[name] = ", ".join(f"{metric} {low:.3f}–{high:.3f}" for metric, (low, high) in ranges.items())
+    return found
+
+
+def _read_interval(values: dict[str, float | None]) -> Interval:
+    return Interval(*(float("nan") if values[name] is None else values[name] for name in ("value", "low", "high")))
+
+
 def show_predict(result: PredictResult) -> None:
     """Print the first predictions, per patient where the names tell."""
     for title, values in (("images", result.predictions), ("patients, mean probability", result.patients)):
@@ -214,6 +270,7 @@ def show_architectures(*, as_json: bool) -> None:
         print(json.dumps(rows, indent=2))
         return
     table = _table("networks (parameters for 2 classes)", ["--arch", "parameters", "in a paper", "pixels", "source"])
+    table.columns[-1].justify = "left"
     for row in rows:
         printed = f"{row['printed']:,}" if row["printed"] else ""
         pixels = f"{row['size_px']}" + (f" (n × {row['multiple_px']})" if row["multiple_px"] > 1 else "")
@@ -268,4 +325,10 @@ def _interval(figure: Interval) -> str:
     return f"{figure.value:.3f} [dim]({figure.low:.3f}–{figure.high:.3f})[/dim]"
 
 
-SHOW = {"prepare": show_prepare, "train": show_train, "evaluate": show_evaluate, "predict": show_predict}
+SHOW = {
+    "prepare": show_prepare,
+    "train": show_train,
+    "evaluate": show_evaluate,
+    "explain": show_explain,
+    "predict": show_predict,
+}

@@ -1,1 +1,1 @@
-"""Figures computed from predictions and saliency maps, each with its interval (numpy only)."""
+"""Figures computed from predictions and saliency maps, each with its interval."""

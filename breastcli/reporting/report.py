@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,12 +12,23 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from breastcli.config import JOBS, SPLITS, UserError
-from breastcli.data.audit import LEAKY
 from breastcli.files import read_csv, read_json, write_text
 from breastcli.metrics.classification import METRICS
+from breastcli.reporting.explanation_section import read_explanations
+from breastcli.reporting.parts import (
+    NOTHING,
+    Cell,
+    Picture,
+    Table,
+    figure_cell,
+    is_finite,
+    is_known,
+    leak_stamp,
+    number,
+    read_picture,
+)
 
 REPORT = "report.html"
-NOTHING = "–"
 FINISHED = ("finished", "done", "complete")
 HEADLINE = ("balanced_accuracy", "sensitivity", "specificity", "roc_auc")
 SUBSETS = ("balanced_accuracy", "accuracy", "sensitivity", "specificity", "f1", "roc_auc")
@@ -37,38 +47,6 @@ PLOTS = {
     "embedding.png": ("Embedding", "directions in a plane, and the angles between images of one class and of two"),
 }
 ENVIRONMENT = ("command", "status", "started", "seconds", "device", "precision", "seed", "git")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of a table: what it says, and the interval printed smaller after it."""
-
-    text: str
-    interval: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with row heads.
-
-    Attributes:
-        caption: what it shows, with n where all rows share it.
-        columns: column heads, the one over the row heads first.
-        rows: head and cells of each row.
-    """
-
-    caption: str
-    columns: list[str]
-    rows: list[tuple[str, list[Cell]]]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG inside the page."""
-
-    title: str
-    alt: str
-    source: str
 
 
 @dataclass(frozen=True)
@@ -125,16 +103,20 @@ def _page_values(folder: Path) -> dict[str, Any]:
     run, documents = _read_object(folder / "run.json"), _read_evaluations(folder)
     card = run.get("dataset") or {}
     cards = [card, *(document.get("dataset") or {} for document in documents.values())]
+    explanations = read_explanations(folder)
     config, history = folder / "config.yaml", folder / "history.csv"
     status = str(run.get("status") or "")
     return {
         "name": folder.resolve().name,
         "unfinished": status if status not in ("", *FINISHED) else "",
-        "stamps": list(dict.fromkeys(filter(None, map(_leak_stamp, cards)))),
-        "drawn": any(part.get("drawn") for part in cards),
+        "stamps": list(dict.fromkeys(filter(None, [*map(leak_stamp, cards), *(part.stamp for part in explanations)]))),
+        "drawn": any(part.get("drawn") for part in cards) or any(part.drawn for part in explanations),
         "card": card,
         "evaluations": [_evaluation(folder / "evaluate" / split, values) for split, values in documents.items()],
-        "curves": _picture(folder / "curves.png", "Training curves", "losses, validation figures and learning rate"),
+        "explanations": explanations,
+        "curves": read_picture(
+            folder / "curves.png", "Training curves", "losses, validation figures and learning rate"
+        ),
         "history": _history_table(read_csv(history)) if history.is_file() else None,
         "environment": {_title(name): _plain(name, run[name]) for name in ENVIRONMENT if run.get(name) is not None},
         "versions": run.get("versions") or {},
@@ -159,14 +141,6 @@ def _read_evaluations(folder: Path) -> dict[str, dict[str, Any]]:
     return {split: _read_object(found[split]) for split in order if split in found}
 
 
-def _leak_stamp(card: Mapping[str, Any]) -> str | None:
-    """Return the warning of a data set card (in its ``split`` part) or of an evaluation (at its top)."""
-    split = card.get("split") if isinstance(card.get("split"), dict) else {}
-    stamp = card.get("leaky") or split.get("leaky")
-    level = card.get("split_level") or split.get("level")
-    return (stamp if isinstance(stamp, str) else LEAKY) if stamp or level == "image" else None
-
-
 def _evaluation(folder: Path, document: Mapping[str, Any]) -> Evaluation:
     image, patient = document.get("image") or {}, document.get("patient") or {}
     tables = [_overall_table(image, patient), _class_table(image), *_confusion_tables(image)]
@@ -175,10 +149,10 @@ def _evaluation(folder: Path, document: Mapping[str, Any]) -> Evaluation:
     tables.append(_fold_table(document.get("folds") or [], document.get("spread") or {}))
     levels = [image, *(patient.get(rule) or {} for rule in ("vote", "mean"))]
     conventions = [note for scores in levels for note in scores.get("notes", ())]
-    pictures = [_picture(folder / name, title, alt) for name, (title, alt) in PLOTS.items()]
+    pictures = [read_picture(folder / name, title, alt) for name, (title, alt) in PLOTS.items()]
     return Evaluation(
         split=str(document.get("split") or folder.name),
-        stamp=_leak_stamp(document.get("dataset") or {}) or "",
+        stamp=leak_stamp(document.get("dataset") or {}) or "",
         facts=_facts(document),
         headline=_headline(image, patient),
         tables=[table for table in tables if table.rows],
@@ -191,7 +165,7 @@ def _facts(document: Mapping[str, Any]) -> dict[str, str]:
     """Return what was evaluated and how."""
     dataset, threshold = document.get("dataset") or {}, document.get("threshold") or {}
     value = threshold.get("value")
-    rule = None if value is None else f"{_number(value)} (rule: {threshold.get('rule', NOTHING)})"
+    rule = None if value is None else f"{number(value)} (rule: {threshold.get('rule', NOTHING)})"
     facts = {
         "Runs": ", ".join(map(str, document.get("runs") or ())),
         "Data set": dataset.get("name"),
@@ -206,10 +180,10 @@ def _facts(document: Mapping[str, Any]) -> dict[str, str]:
 
 def _headline(image: Mapping[str, Any], patient: Mapping[str, Any]) -> list[tuple[str, Cell, str]]:
     overall, images = image.get("overall") or {}, f"{image.get('n', 0):,} images"
-    tiles = [(_title(name), _figure(overall[name]), images) for name in HEADLINE if _is_known(overall.get(name))]
-    if _is_known(patient.get("recognition_rate")):
+    tiles = [(_title(name), figure_cell(overall[name]), images) for name in HEADLINE if is_known(overall.get(name))]
+    if is_known(patient.get("recognition_rate")):
         patients = f"{(patient.get('vote') or {}).get('n', 0):,} patients"
-        tiles.append(("Patient recognition rate", _figure(patient["recognition_rate"]), patients))
+        tiles.append(("Patient recognition rate", figure_cell(patient["recognition_rate"]), patients))
     return tiles
 
 
@@ -219,7 +193,7 @@ def _overall_table(image: Mapping[str, Any], patient: Mapping[str, Any]) -> Tabl
     known = {head: scores for head, scores in levels.items() if scores}
     heads = [f"{head} (n = {scores.get('n', 0):,}{_groups(scores)})" for head, scores in known.items()]
     rows = [
-        (_title(name), [_figure((scores.get("overall") or {}).get(name)) for scores in known.values()])
+        (_title(name), [figure_cell((scores.get("overall") or {}).get(name)) for scores in known.values()])
         for name in _metric_order(known.values())
     ]
     return Table("All figures, with 95 % intervals", ["Figure", *heads], rows)
@@ -235,7 +209,7 @@ def _class_table(image: Mapping[str, Any]) -> Table:
     counts = {name: sum(row) for name, row in zip(classes, image.get("confusion") or [], strict=False)}
     metrics = _metric_order({"overall": figures} for figures in per_class.values())
     rows = [
-        (name, [Cell(_count(counts.get(name))), *(_figure(figures.get(metric)) for metric in metrics)])
+        (name, [Cell(_count(counts.get(name))), *(figure_cell(figures.get(metric)) for metric in metrics)])
         for name, figures in per_class.items()
     ]
     return Table("By class, image level", ["True class", "n", *map(_title, metrics)], rows)
@@ -252,9 +226,9 @@ def _confusion_tables(image: Mapping[str, Any]) -> list[Table]:
 def _subset_table(subsets: Mapping[str, Mapping[str, Any]], head: str) -> Table:
     """Return a few figures of each subset; a figure that no subset has gets no column."""
     overall = {name: scores.get("overall") or {} for name, scores in subsets.items()}
-    metrics = [name for name in SUBSETS if any(_is_known(figures.get(name)) for figures in overall.values())]
+    metrics = [name for name in SUBSETS if any(is_known(figures.get(name)) for figures in overall.values())]
     rows = [
-        (name, [Cell(_count(subsets[name].get("n"))), *(_figure(figures.get(metric)) for metric in metrics)])
+        (name, [Cell(_count(subsets[name].get("n"))), *(figure_cell(figures.get(metric)) for metric in metrics)])
         for name, figures in overall.items()
     ]
     return Table(f"By {head.lower()}, image level", [head, "n", *map(_title, metrics)], rows)
@@ -266,13 +240,13 @@ def _fold_table(folds: Sequence[Mapping[str, Any]], spread: Mapping[str, Mapping
     rows = [
         (
             str(fold.get("run", NOTHING)),
-            [Cell(_count(fold.get("n"))), *(Cell(_number((fold.get("overall") or {}).get(name))) for name in metrics)],
+            [Cell(_count(fold.get("n"))), *(Cell(number((fold.get("overall") or {}).get(name))) for name in metrics)],
         )
         for fold in folds
     ]
     if spread and rows:
         figures = [spread.get(name) or {} for name in metrics]
-        cells = [Cell(_number(figure.get("mean")), f"± {_number(figure.get('sd'))}") for figure in figures]
+        cells = [Cell(number(figure.get("mean")), f"± {number(figure.get('sd'))}") for figure in figures]
         rows.append(("Mean ± standard deviation", [Cell(_count(sum(fold.get("n") or 0 for fold in folds))), *cells]))
     return Table("By fold, image level", ["Run", "n", *map(_title, metrics)], rows)
 
@@ -292,13 +266,6 @@ def _metric_order(levels: Iterable[Mapping[str, Any]]) -> list[str]:
     return [*(name for name in METRICS if name in present), *(name for name in present if name not in METRICS)]
 
 
-def _picture(path: Path, title: str, alt: str) -> Picture | None:
-    """Return a PNG as a data URI, or None where there is no such file."""
-    if not path.is_file():
-        return None
-    return Picture(title, f"{title}: {alt}.", f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}")
-
-
 def _title(name: str) -> str:
     known = {"lr": "Learning rate", "n": "n"} | {key: metric.title for key, metric in METRICS.items()}
     for prefix, words in (("val_", "Validation "), ("train_", "Training ")):
@@ -307,29 +274,6 @@ def _title(name: str) -> str:
             title = known.get(rest, rest.replace("_", " "))
             return words + (title if title[:2].isupper() else title[:1].lower() + title[1:])
     return known.get(name) or name.replace("_", " ").capitalize()
-
-
-def _is_known(figure: Mapping[str, float | None] | None) -> bool:
-    return bool(figure) and _finite(figure.get("value"))
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _figure(figure: Mapping[str, float | None] | None) -> Cell:
-    """Return "0.853" and "(0.801–0.899)"; a dash stands for what is not known."""
-    if not _is_known(figure):
-        return Cell(NOTHING)
-    low, high = figure.get("low"), figure.get("high")
-    if not (_finite(low) and _finite(high)):
-        return Cell(_number(figure["value"]), f"({NOTHING})")
-    between = " to " if low < 0 else "–"  # a dash beside a minus sign cannot be read
-    return Cell(_number(figure["value"]), f"({_number(low)}{between}{_number(high)})")
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3f}".replace("-", "−") if _finite(value) else NOTHING
 
 
 def _short_number(text: str | None) -> str:
@@ -347,7 +291,7 @@ def _count(value: int | None) -> str:
 
 def _plain(name: str, value: Any) -> str:
     """Return one value of the environment as a person would write it."""
-    if name == "seconds" and _finite(value):
+    if name == "seconds" and is_finite(value):
         hours, rest = divmod(round(value), 3600)
         minutes, seconds = divmod(rest, 60)
         return f"{hours} h {minutes} min {seconds} s" if hours else f"{minutes} min {seconds} s"

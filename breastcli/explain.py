@@ -1,0 +1,293 @@
+"""explain: where a network looks, measured against masks and against the network itself."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from breastcli.cams import CAMS, CamOptions
+from breastcli.config import ExplainConfig, UsageError, UserError
+from breastcli.data.masks import MaskSet
+from breastcli.files import claim_folder, read_json, replacing, write_csv, write_json
+from breastcli.metrics import localisation as local
+from breastcli.models.splitting import split_at
+from breastcli.progress import SILENT, Progress
+from breastcli.records import stamp_of
+from breastcli.reporting.explanation_plots import Overlay, plot_comparison, plot_gallery, plot_panel
+from breastcli.reporting.report import write_report
+from breastcli.system.checkpoint import load_checkpoint
+from breastcli.system.explaining import (
+    FAITHFUL,
+    MASK_PROBLEMS,
+    Explainer,
+    measure_faithfulness,
+    measure_localisation,
+    refinement_of,
+)
+from breastcli.system.runfolder import Run, find_run
+from breastcli.system.runtime import resolve_device, resolve_precision
+from breastcli.system.subjects import Subjects, from_files, from_split, parse_num
+
+logger = logging.getLogger(__name__)
+
+INFO, MAPS, PANELS = "explain.json", "saliency.npz", "panels"
+TABLES = ("localisation.csv", "faithfulness.csv")
+PICTURES = ("gallery.png", "comparison.png")
+
+
+@dataclass(frozen=True)
+class ExplainResult:
+    """What ``explain`` made.
+
+    Attributes:
+        out: folder of panels, maps, figures and ``explain.json``.
+        report: the page that shows it.
+        document: the contents of ``explain.json``.
+        seconds: wall-clock time.
+    """
+
+    out: Path
+    report: Path
+    document: dict[str, Any]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-safe dictionary."""
+        return {**self.document, "seconds": self.seconds, "report": str(self.report)}
+
+
+@dataclass
+class _Work:
+    """One explanation under way."""
+
+    config: ExplainConfig
+    run: Run
+    facts: dict[str, Any]
+    card: dict[str, Any] | None
+    explainer: Explainer
+    methods: tuple[str, ...]
+    rule: local.Rule
+    subjects: Subjects
+    targets: np.ndarray
+    probs: np.ndarray
+    thresholds: dict[str, float] = field(default_factory=dict)
+    maps: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def stamp(self) -> str | None:
+        return stamp_of(self.card["split"]["leaky"], self.card["drawn"]) if self.card else None
+
+
+def explain(config: ExplainConfig, progress: Progress = SILENT) -> ExplainResult:
+    """Explain images of a run's split, or loose files, and measure the explanations.
+
+    Raises:
+        UsageError: an option that cannot be accepted.
+        UserError: the run, its data, the masks or the output folder cannot be used.
+    """
+    started = time.monotonic()
+    methods = _parse_methods(config.method)
+    rule = local.parse_rule(config.binarise)
+    num = parse_num(config.num)
+    if rule.name == "val" and (config.images or not config.masks or config.split == "val"):
+        raise UsageError("--binarise val: needs masks of validation images", fix="use otsu, fixed=T or quantile=Q")
+    run = find_run(config.run)
+    out = Path(config.out) if config.out else run.folder / "explain" / config.method.replace(",", "-")
+    claim_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out")
+    _remove_old(out)
+    device = resolve_device(config.device)
+    model, facts = load_checkpoint(run.best, device)
+    if config.layer:
+        model = split_at(model, config.layer)
+    data = None if config.images else run.open_data(config.data)
+    subjects = from_split(run, data, config.split, num, config.seed) if data else from_files(config, facts, num)
+    cam_options = CamOptions(config.noise, config.samples, config.top_k, config.batch_size, config.seed)
+    dtype = resolve_precision(config.precision, device)
+    explainer = Explainer(model, device, dtype, cam_options, config.resamples, progress)
+    masks = _find_masks(config, subjects, facts)
+    probs = explainer.probabilities(subjects.images)
+    targets = _targets(config.target, subjects, probs, facts["classes"])
+    card = data.card if data else None
+    work = _Work(config, run, facts, card, explainer, methods, rule, subjects, targets, probs)
+    if rule.name == "val":
+        assert data is not None
+        _fit_thresholds(work, from_split(run, data, "val", None, config.seed))
+    work.maps = {name: explainer.maps(subjects.images, targets, name) for name in methods}
+    document = _document(work)
+    if masks is not None:
+        part, rows = measure_localisation(explainer, subjects, work.maps, masks, rule, work.thresholds)
+        document["localisation"] = part
+        write_csv(out / "localisation.csv", ["image_id", "patient", "method", *local.METRICS], rows)
+    if config.faithfulness:
+        document["faithfulness"], rows = measure_faithfulness(explainer, subjects, work.maps, targets)
+        write_csv(out / "faithfulness.csv", ["image_id", "method", *FAITHFUL], rows)
+    _draw(work, document, masks, out)
+    with replacing(out / MAPS) as temporary, temporary.open("wb") as stream:
+        stored = {name: maps.astype(np.float16) for name, maps in work.maps.items()}
+        np.savez_compressed(stream, image_ids=np.array(work.subjects.image_ids), **stored)
+    write_json(out / INFO, document)
+    return ExplainResult(out, write_report(run.folder), document, time.monotonic() - started)
+
+
+def _parse_methods(text: str) -> tuple[str, ...]:
+    names = tuple(CAMS.names()) if text == "all" else tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        CAMS.get(name)
+    return names
+
+
+def _remove_old(out: Path) -> None:
+    """Remove what an earlier explanation wrote here; nothing else."""
+    if not (out / INFO).is_file():
+        return
+    images = read_json(out / INFO).get("images", [])
+    panels = [out / PANELS / f"{_file_name(one['image_id'])}.png" for one in images]
+    for path in [*panels, *(out / name for name in (INFO, MAPS, *TABLES, *PICTURES))]:
+        path.unlink(missing_ok=True)
+
+
+def _find_masks(config: ExplainConfig, subjects: Subjects, facts: dict[str, Any]) -> MaskSet | None:
+    if not config.masks:
+        return None
+    masks = subjects.masks(Path(config.masks), facts["dataset"]["name"])
+    for kind in MASK_PROBLEMS:
+        names = getattr(masks, kind)
+        if names:
+            logger.warning("%d images with %s masks, such as %s", len(names), kind, names[0])
+    if not len(masks.index):
+        raise UserError(f"--masks {config.masks}: no mask can be used", fix="see the warnings above")
+    return masks
+
+
+def _targets(target: str, subjects: Subjects, probs: np.ndarray, classes: list[str]) -> np.ndarray:
+    """Return the class to explain (n,)."""
+    if target == "predicted":
+        return probs.argmax(axis=1)
+    if target == "true":
+        if subjects.labels is None:
+            raise UsageError("--target true: loose files have no label", fix="use predicted or a class")
+        return subjects.labels
+    if target not in classes:
+        near = get_close_matches(target, [*classes, "predicted", "true"], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"use predicted, true, {', '.join(classes)}"
+        raise UsageError(f"--target {target}: no such class", fix=hint)
+    return np.full(len(subjects), classes.index(target))
+
+
+def _fit_thresholds(work: _Work, subjects: Subjects) -> None:
+    """Fit one level per method on the validation images that have masks; baselines get theirs too."""
+    masks = subjects.masks(Path(work.config.masks or ""), work.facts["dataset"]["name"])
+    probs = work.explainer.probabilities(subjects.images)
+    targets = _targets(work.config.target, subjects, probs, work.facts["classes"])
+    maps = {name: work.explainer.maps(subjects.images, targets, name) for name in work.methods}
+    maps |= local.baseline_maps(subjects.images, work.config.seed)
+    work.thresholds = {name: local.fit_threshold(one[masks.index], masks.masks) for name, one in maps.items()}
+
+
+def _document(work: _Work) -> dict[str, Any]:
+    """Return ``explain.json`` without what is measured."""
+    config, subjects, classes = work.config, work.subjects, work.facts["classes"]
+    predicted = work.probs.argmax(axis=1)
+    images = [
+        {
+            "image_id": name,
+            "patient": subjects.patients[place],
+            "magnification": subjects.magnifications[place],
+            "label": None if subjects.labels is None else classes[subjects.labels[place]],
+            "predicted": classes[predicted[place]],
+            "target": classes[work.targets[place]],
+            "probability": float(work.probs[place, work.targets[place]]),
+            "panel": f"{PANELS}/{_file_name(name)}.png",
+        }
+        for place, name in enumerate(subjects.image_ids)
+    ]
+    kinds = {name: CAMS.get(name) for name in work.methods}
+    return {
+        "name": config.method,
+        "methods": {name: {"title": kind.title, "source": kind.source} for name, kind in kinds.items()},
+        "run": str(work.run.folder),
+        "split": None if config.images else config.split,
+        "n": len(subjects),
+        "target": config.target,
+        "layer": config.layer,
+        "options": {
+            "noise": config.noise,
+            "samples": config.samples,
+            "top_k": config.top_k,
+            "binarise": config.binarise,
+            "seed": config.seed,
+        },
+        "dataset": {
+            "name": work.facts["dataset"]["name"] if work.card else "image files",
+            "leaky": work.card["split"]["leaky"] if work.card else None,
+            "drawn": work.card["drawn"] if work.card else False,
+        },
+        "rejected": len(subjects.rejected),
+        "images": images,
+        "localisation": None,
+        "faithfulness": None,
+    }
+
+
+def _draw(work: _Work, document: dict[str, Any], masks: MaskSet | None, out: Path) -> None:
+    """Draw a panel per image, the gallery and the comparison."""
+    subjects = work.subjects
+    truths: dict[int, np.ndarray] = dict(zip(masks.index.tolist(), masks.masks, strict=True)) if masks else {}
+    selections = {name: _selection(work, name) for name in work.methods}
+    captions = [_caption(one) for one in document["images"]]
+    work.explainer.progress.begin("panels", len(subjects), "images")
+    (out / PANELS).mkdir(exist_ok=True)
+    for place, one in enumerate(document["images"]):
+        overlays = [
+            Overlay(
+                CAMS.get(name).title,
+                work.maps[name][place],
+                selections[name][place],
+                inside_mask=CAMS.get(name).refine is not None,
+            )
+            for name in work.methods
+        ]
+        image = subjects.images[place]
+        plot_panel(out / one["panel"], image, overlays, truths.get(place), captions[place], stamp=work.stamp)
+        work.explainer.progress.advance("panels")
+    first = work.methods[0] if "dtgradcam" not in work.methods else "dtgradcam"
+    all_truths = [truths.get(place) for place in range(len(subjects))]
+    plot_gallery(
+        out / "gallery.png",
+        subjects.images,
+        work.maps[first],
+        selections[first],
+        all_truths,
+        captions,
+        CAMS.get(first).title,
+        stamp=work.stamp,
+    )
+    plot_comparison(out / "comparison.png", document, stamp=work.stamp)
+
+
+def _selection(work: _Work, name: str) -> np.ndarray:
+    """Return the masks (n, S, S) that a method's maps become."""
+    selected = local.binarise(work.maps[name], work.rule, work.thresholds.get(name))
+    refine = refinement_of(name)
+    return selected if refine is None else np.stack([refine(one) for one in selected])
+
+
+def _caption(one: dict[str, Any]) -> str:
+    parts = [one["image_id"], f"{one['target']} {one['probability']:.3f}"]
+    if one["predicted"] != one["target"]:
+        parts.append(f"predicted {one['predicted']}")
+    parts += [f"true {one['label']}"] if one["label"] else []
+    parts += [one["magnification"]] if one["magnification"] else []
+    parts += [f"patient {one['patient']}"] if one["patient"] else []
+    return " · ".join(parts)
+
+
+def _file_name(image_id: str) -> str:
+    """Return an image's name as a file name: anything unusual becomes a line."""
+    return "".join(sign if sign.isalnum() or sign in "-_.~" else "_" for sign in image_id)

@@ -1,0 +1,94 @@
+"""What the sections of a report are made of: tables, pictures, and figures with intervals as text."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from breastcli.data.audit import LEAKY
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table: what it says, and the interval printed smaller after it."""
+
+    text: str
+    interval: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with row heads.
+
+    Attributes:
+        caption: what it shows, with n where all rows share it.
+        columns: column heads, the one over the row heads first.
+        rows: head and cells of each row.
+    """
+
+    caption: str
+    columns: list[str]
+    rows: list[tuple[str, list[Cell]]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG inside the page."""
+
+    title: str
+    alt: str
+    source: str
+
+
+def read_picture(path: Path, title: str, alt: str) -> Picture | None:
+    """Return a PNG as a data URI, or None where there is no such file."""
+    if not path.is_file():
+        return None
+    return Picture(title, f"{title}: {alt}.", f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}")
+
+
+def leak_stamp(card: Mapping[str, Any]) -> str | None:
+    """Return the warning of a data set card (in its ``split`` part) or of an evaluation (at its top)."""
+    split = card.get("split") if isinstance(card.get("split"), dict) else {}
+    stamp = card.get("leaky") or split.get("leaky")
+    level = card.get("split_level") or split.get("level")
+    return (stamp if isinstance(stamp, str) else LEAKY) if stamp or level == "image" else None
+
+
+def part(values: Any, *keys: str) -> Mapping[str, Any]:
+    """Return the mapping that lies under ``keys``, empty where there is none."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values if isinstance(values, Mapping) else {}
+
+
+def is_finite(value: Any) -> bool:
+    """Return whether it is a number, and neither NaN nor infinite."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def is_known(figure: Mapping[str, float | None] | None) -> bool:
+    """Return whether a figure of ``value``, ``low`` and ``high`` has its value."""
+    return bool(figure) and is_finite(figure.get("value"))
+
+
+def figure_cell(figure: Mapping[str, float | None] | None) -> Cell:
+    """Return "0.853" and "(0.801–0.899)"; a dash stands for what is not known."""
+    if not is_known(figure):
+        return Cell(NOTHING)
+    low, high = figure.get("low"), figure.get("high")
+    if not (is_finite(low) and is_finite(high)):
+        return Cell(number(figure["value"]), f"({NOTHING})")
+    between = " to " if low < 0 else "–"  # a dash beside a minus sign cannot be read
+    return Cell(number(figure["value"]), f"({number(low)}{between}{number(high)})")
+
+
+def number(value: Any) -> str:
+    """Return three decimals with a real minus sign, or a dash."""
+    return f"{value:.3f}".replace("-", "−") if is_finite(value) else NOTHING

@@ -1,0 +1,180 @@
+"""The images that ``explain`` looks at: rows of a split, or loose files."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from breastcli.config import ExplainConfig, UsageError, UserError
+from breastcli.data.datasets import DATASETS, Rejection
+from breastcli.data.masks import MaskSet, load_masks
+from breastcli.data.reading import FileReader, find_files
+from breastcli.data.store import PreparedData
+from breastcli.parsing import parse_magnification
+from breastcli.system.runfolder import Run
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """Images to explain and what is known about them.
+
+    Attributes:
+        images: (n, S, S, 3) uint8, as the network sees them before scaling.
+        image_ids: (n,) unique.
+        paths: (n,) where each came from.
+        sizes_px: (n,) width and height before resizing.
+        groups: (n,) coarsest known group: exam, else patient, else the image itself.
+        patients: (n,) patient, or "".
+        magnifications: (n,) or None where unknown.
+        labels: (n,) class numbers, or None for loose files.
+        root: folder that masks' relative paths are compared below, or None where names must do.
+        rejected: files that could not be read.
+    """
+
+    images: np.ndarray
+    image_ids: list[str]
+    paths: list[Path]
+    sizes_px: list[tuple[int, int]]
+    groups: np.ndarray
+    patients: list[str]
+    magnifications: list[str | None]
+    labels: np.ndarray | None
+    root: Path | None
+    rejected: list[Rejection] = dataclasses.field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def masks(self, folder: Path, dataset: str) -> MaskSet:
+        """Find and read the masks of these images.
+
+        Raises:
+            UserError: no mask fits.
+        """
+        try:
+            return load_masks(self.paths, self.sizes_px, self.root, folder, self.images.shape[1])
+        except UserError as error:
+            if dataset in WITHOUT_MASKS and self.labels is not None:
+                raise UserError(
+                    f"{error.problem} ({WITHOUT_MASKS[dataset]})",
+                    fix="explain images that have masks with --images, or measure --faithfulness, which needs none",
+                ) from error
+            raise
+
+
+WITHOUT_MASKS = {"breakhis": "BreakHis was published without masks", "sample": "the drawn sample has no masks"}
+
+
+def from_split(run: Run, data: PreparedData, split: str, num: int | None, seed: int) -> Subjects:
+    """Return images of one split, drawn evenly from the classes.
+
+    Args:
+        run: whose fold and magnification decide which rows there are.
+        data: prepared folder.
+        split: "test" or "val".
+        num: how many; None for all.
+        seed: of the draw.
+    """
+    rows = data.select(split, fold=run.config.fold, magnification=parse_magnification(run.config.mag))
+    if num is not None:
+        rows = _draw_evenly(rows, data.labels[rows], num, seed)
+    known = [data.rows[row] for row in rows]
+    records = [row.record for row in known]
+    return Subjects(
+        images=np.array(data.images[rows]),
+        image_ids=[record.image_id for record in records],
+        paths=[Path(record.path) for record in records],
+        sizes_px=[(row.width_px, row.height_px) for row in known],
+        groups=np.array([record.exam or record.patient or record.image_id for record in records]),
+        patients=[record.patient for record in records],
+        magnifications=[record.magnification for record in records],
+        labels=data.labels[rows],
+        root=Path(),
+    )
+
+
+def from_files(config: ExplainConfig, facts: dict[str, Any], num: int | None) -> Subjects:
+    """Return loose image files, resized and stain-normalised as the run's data set was.
+
+    Raises:
+        UsageError: ``--patients`` is no regular expression, or does not fit a name.
+        UserError: no file can be read.
+    """
+    files = find_files(config.images)
+    if num is not None and num < len(files):
+        chosen = np.random.default_rng(config.seed).permutation(len(files))[:num]
+        files = [files[place] for place in sorted(chosen)]
+    reader = FileReader(files, facts["model"]["size_px"], facts["stain"], config.workers)
+    batches = reader.batches(config.batch_size, torch.device("cpu"))
+    images = np.concatenate([batch.permute(0, 2, 3, 1).numpy() for batch in batches])
+    records = [DATASETS.get(facts["dataset"]["name"]).describe(str(file)) for file in reader.kept]
+    patients = _patients(config.patients, reader.kept) or [one.patient if one else "" for one in records]
+    ids = _unique([file.stem for file in reader.kept])
+    exams = [one.exam if one and not config.patients else "" for one in records]
+    folders = [Path(name) for name in config.images if Path(name).is_dir()]
+    return Subjects(
+        images=images,
+        image_ids=ids,
+        paths=reader.kept,
+        sizes_px=reader.sizes,
+        groups=np.array([exam or patient or name for exam, patient, name in zip(exams, patients, ids, strict=True)]),
+        patients=patients,
+        magnifications=[one.magnification if one else None for one in records],
+        labels=None,
+        root=folders[0] if len(folders) == 1 else None,
+        rejected=reader.rejected,
+    )
+
+
+def parse_num(text: str) -> int | None:
+    """Return 24 for "24" and None for "all".
+
+    Raises:
+        UsageError: neither.
+    """
+    if text == "all":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"--num {text}: not a number of images", fix="give 1 or more, or all")
+    return int(text)
+
+
+def _draw_evenly(rows: np.ndarray, labels: np.ndarray, num: int, seed: int) -> np.ndarray:
+    """Return ``num`` rows, the classes taking turns as long as they have any; in increasing order."""
+    shuffled = np.random.default_rng(seed).permutation(len(rows))
+    turn = np.zeros(len(rows), dtype=int)
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        turn[members] = np.arange(len(members))
+    return np.sort(rows[np.lexsort((labels, turn))[:num]])
+
+
+def _patients(pattern: str | None, files: list[Path]) -> list[str]:
+    """Return the patient of each file: the pattern's first group, or all that it matches."""
+    if pattern is None:
+        return []
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"--patients {pattern}: not a regular expression ({error})") from error
+    matches = [expression.search(file.name) for file in files]
+    for file, match in zip(files, matches, strict=True):
+        if match is None:
+            raise UsageError(f"--patients {pattern}: finds nothing in {file.name}", fix="make it fit every image")
+    return [(match.group(1) if expression.groups else match.group(0)) or "" for match in matches if match]
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Number the second and later of equal names."""
+    seen: dict[str, int] = {}
+    unique = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        unique.append(name if seen[name] == 1 else f"{name}~{seen[name]}")
+    return unique
