@@ -29,12 +29,14 @@ demo: $(STAMP)  ## draw the sample data set and run the whole chain on it
 	$(BIN)/breastcli train --arch timm/resnet10t --data $(DEMO)/data --out $(DEMO)/run --device $(DEVICE) \
 	  --epochs 12 --lr 1e-3 --schedule cosine --augment light --imbalance weights --overwrite
 	$(BIN)/breastcli evaluate $(DEMO)/run --device $(DEVICE) --overwrite
+	$(BIN)/breastcli explain $(DEMO)/run --device $(DEVICE) --method dtgradcam,gradcam --num 8 --overwrite
 	$(BIN)/breastcli predict $(DEMO)/run $(DEMO)/raw/BreaKHis_v1/histology_slides/breast/benign/SOB/adenosis \
 	  --out $(DEMO)/predictions.csv --device $(DEVICE) --overwrite
 	@echo
 	@echo "The sample data set is drawn by a program: its figures say that the chain works, nothing about tissue."
 	@echo "contact sheet  $(DEMO)/data/contact_sheet.png"
 	@echo "training run   $(DEMO)/run"
+	@echo "explanations   $(DEMO)/run/explain/dtgradcam-gradcam/gallery.png"
 	@echo "predictions    $(DEMO)/predictions.csv"
 	@echo "report         $(DEMO)/run/report.html"
 

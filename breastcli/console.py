@@ -186,6 +186,8 @@ def show_explain(result: ExplainResult) -> None:
             shown = titles.get(name, f"[dim]{name} (baseline)[/dim]")
             table.add_row(shown, *(_interval(_read_interval(one["mean"][key])) for key in keys))
         OUT.print(table)
+        for line in _difference_lines(localisation["differences"], titles):
+            OUT.print(f"- {line}")
         for name, printed in _printed_localisation(document["methods"]).items():
             OUT.print(f"[dim]- {titles[name]} in the DALAResNet50 paper (Table 14, its own masks): {printed}[/dim]")
     faithfulness = document["faithfulness"]
@@ -208,6 +210,14 @@ def show_explain(result: ExplainResult) -> None:
         OUT.print(f"- files that could not be read: {document['rejected']}")
     OUT.print(f"report: {result.report}")
     OUT.print(str(result.out))
+
+
+def _difference_lines(differences: dict[str, Any], titles: dict[str, str]) -> Iterator[str]:
+    """Yield the first method's Dice minus that of every other method; DT Grad-CAM comes first where it is there."""
+    first = "dtgradcam" if "dtgradcam" in differences else next(iter(differences))
+    for name, figures in differences[first].items():
+        if name in titles:
+            yield f"Dice of {titles[first]} minus {titles[name]}: {_interval(_read_interval(figures['dice']))}"
 
 
 def _printed_localisation(methods: Iterable[str]) -> dict[str, str]:

@@ -169,7 +169,8 @@ def test_masks_are_shown_black_and_white_below(tmp_path, drawn):
 
 @pytest.mark.parametrize("region", [np.zeros((SIDE, SIDE), bool), np.ones((SIDE, SIDE), bool)])
 def test_masks_of_nothing_and_of_everything(region, tmp_path):
-    panel(tmp_path / "panel.png", [Overlay("any", SALIENCY, region, inside_mask=True)], truth=region)
+    path = panel(tmp_path / "panel.png", [Overlay("any", SALIENCY, region, inside_mask=True)], truth=region)
+    assert pixels(path).std() > 10  # drawn, and not one colour
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 6])

@@ -271,7 +271,7 @@ def test_leaky_and_drawn_reach_the_page(tmp_path):
     assert DRAWN in page.text
     assert len([tag for tag, attributes in page.tags if "leaky" in (attributes.get("class") or "")]) == 1
     tables = [table["caption"] for table in page.tables]
-    assert len(tables) == 3
+    assert len(tables) == 4
     assert all(STAMP in caption for caption in tables)
     page = page_of(tmp_path, explanation())
     assert DRAWN not in page.text
@@ -329,7 +329,7 @@ def test_no_part_of_the_wrong_kind_stops_the_report(junk, tmp_path):
             parent = parent[key]
         parent[path[-1]] = junk
         section_of(tmp_path, document)
-    write_report(tmp_path)
+    assert write_report(tmp_path).is_file()
 
 
 def test_folders_come_by_name_and_may_be_absent(tmp_path):
@@ -347,3 +347,10 @@ def test_folders_come_by_name_and_may_be_absent(tmp_path):
 def test_a_document_with_neither_masks_nor_faithfulness(tmp_path):
     section = section_of(tmp_path, explanation(localisation=None, faithfulness=None))
     assert (section.tables, section.warnings, section.notes) == ([], [], [])
+
+
+def test_differences_are_those_of_dt_grad_cam(tmp_path):
+    page = page_of(tmp_path, explanation())
+    (table,) = [table for table in page.tables if "minus each other" in table["caption"]]
+    assert table["caption"].startswith("DT Grad-CAM minus each other")
+    assert table["rows"] == [["", "Dice"], ["Grad-CAM", "0.080 (0.010–0.100)"]]

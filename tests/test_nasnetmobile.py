@@ -84,7 +84,7 @@ def randomise_batch_norms(network: nn.Module, images: Tensor) -> None:
 
 
 def mean_of_existing_pixels(pool: AvgPool2dSame, maps: Tensor) -> Tensor:
-    """TensorFlow's average pooling; timm's own counts the padding as zeros (a FIXME in its pool2d_same.py)."""
+    """TensorFlow's average pooling; timm's own counts the padding as zeros, which its pool2d_same.py admits."""
     filled = [pad_same(values, pool.kernel_size, pool.stride) for values in (maps, torch.ones_like(maps))]
     sums, counts = (functional.avg_pool2d(values, pool.kernel_size, pool.stride) for values in filled)
     return sums / counts

@@ -131,7 +131,12 @@ def _read_section(file: Path) -> ExplanationSection:
         problem = f"{file.parent.name}/{file.name} is damaged, or was not written by breastcli explain: it is left out."
         return ExplanationSection(file.parent.name, warnings=[problem])
     dataset = part(document, "dataset")
-    tables = [_localisation_table(document), _faithfulness_table(document), _randomisation_table(document)]
+    tables = [
+        _localisation_table(document),
+        _difference_table(document),
+        _faithfulness_table(document),
+        _randomisation_table(document),
+    ]
     return ExplanationSection(
         title=str(document.get("name") or file.parent.name),
         stamp=leak_stamp(dataset) or "",
@@ -179,6 +184,20 @@ def _localisation_table(document: Mapping[str, Any]) -> Table:
     where = part(document, "localisation")
     caption = f"Localisation, mean over n = {where.get('n', NOTHING)} images; binarised by {where.get('rule', NOTHING)}"
     return Table(caption, ["Method", *columns], rows)
+
+
+def _difference_table(document: Mapping[str, Any]) -> Table:
+    """Return the first method's figures minus every other's, DT Grad-CAM being first where it is there."""
+    differences = part(document, "localisation", "differences")
+    first = "dtgradcam" if "dtgradcam" in differences else next(iter(differences), "")
+    others = [name for name in rows_of(document, "localisation") if part(differences, first, name)]
+    metrics = [key for key in LOCALISATION if any(part(differences, first, name, key) for name in others)]
+    rows = [
+        (row_title(document, name), [figure_cell(part(differences, first, name, metric)) for metric in metrics])
+        for name in others
+    ]
+    caption = f"{row_title(document, first)} minus each other, paired by image: mean difference and 95 % interval"
+    return Table(caption, ["", *(LOCALISATION[metric] for metric in metrics)], rows)
 
 
 def _faithfulness_table(document: Mapping[str, Any]) -> Table:
