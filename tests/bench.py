@@ -7,6 +7,8 @@ is a test: machines differ, so no figure is asserted.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import statistics
 import subprocess
 import sys
@@ -17,30 +19,40 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torchvision
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from breastcli.cams import CamOptions, saliency_maps
 from breastcli.config import PrepareConfig
 from breastcli.data.augment import POLICIES
-from breastcli.data.loading import load_batches, make_batches
+from breastcli.data.loading import load_batches, make_batches, to_network
 from breastcli.data.sample_tree import draw_sample
 from breastcli.data.stain import fit_reference, normalise_stain
 from breastcli.data.store import PreparedData
 from breastcli.metrics.classification import score_images
+from breastcli.models import ModelOptions, build_model
 from breastcli.prepare import prepare
 from breastcli.records import Predictions
-from breastcli.system.runtime import describe_device, resolve_device
+from breastcli.system.runtime import describe_device, resolve_device, resolve_precision
 
 BATCH_SIZE = 32
 ROUNDS = 5
 
 
-def compare(title: str, unit: str, count: int, ours: Callable[[], object], theirs: Callable[[], object]) -> None:
+def compare(
+    title: str,
+    unit: str,
+    count: int,
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    rounds: int = ROUNDS,
+) -> None:
     """Run both in turn and print their speeds and the ratio of the medians."""
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
-    for number in range(ROUNDS + 1):
+    for number in range(rounds + 1):
         for name, run in (("ours", ours), ("theirs", theirs)):
             began = time.perf_counter()
             run()
@@ -122,6 +134,48 @@ def bench_stain(raw: Path, device: torch.device) -> None:
     )
 
 
+def bench_cams(device: torch.device) -> None:
+    """Compare class activation maps with the grad-cam package as its users run it (float32, the same batches).
+
+    The package has no DT Grad-CAM: the rival is its Grad-CAM of every noisy copy.
+    """
+    from pytorch_grad_cam import EigenCAM, GradCAM, ScoreCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    dtype = resolve_precision("auto", device)
+    rivals = {"gradcam": GradCAM, "eigencam": EigenCAM, "dtgradcam": GradCAM, "scorecam": ScoreCAM}
+    for method, rival in rivals.items():
+        slow = method == "scorecam"
+        network = torchvision.models.get_model("resnet18" if slow else "resnet50", num_classes=2).to(device).eval()
+        arch = "torchvision/resnet18" if slow else "resnet50"
+        model = build_model(ModelOptions(arch, 2)).to(device, memory_format=torch.channels_last).eval()
+        images = torch.randint(0, 256, (1 if slow else 8, 3, 224, 224), dtype=torch.uint8, device=device)
+        targets = torch.zeros(len(images), dtype=torch.long, device=device)
+        options = CamOptions(samples=10)
+        copies = options.samples if method == "dtgradcam" else 1
+
+        def theirs(
+            network: torch.nn.Module = network, images: torch.Tensor = images, kind: type = rival, copies: int = copies
+        ) -> None:
+            explain = kind(network, [network.layer4[-1]])
+            explain.batch_size = 32
+            for _ in range(copies):
+                explain(to_network(images), [ClassifierOutputTarget(0)] * len(images))
+
+        def ours(
+            model: torch.nn.Module = model,
+            images: torch.Tensor = images,
+            targets: torch.Tensor = targets,
+            method: str = method,
+            options: CamOptions = options,
+        ) -> None:
+            saliency_maps(model, images, targets, method, options, dtype)
+
+        title = f"{method} of {arch} / grad-cam" + (f", {copies} copies each" if copies > 1 else "")
+        with contextlib.redirect_stderr(io.StringIO()):  # the package's progress bar
+            compare(title, "images/s", len(images), ours, theirs, rounds=3)
+
+
 def bench_intervals() -> None:
     """Compare all figures with bootstrap intervals with a loop over two scikit-learn metrics."""
     generator = np.random.default_rng(0)
@@ -177,6 +231,7 @@ def main() -> None:
         prepare(PrepareConfig(raw=str(raw), out=str(out), size=224))
         bench_input(raw, PreparedData.open(out), device)
         bench_stain(raw, device)
+    bench_cams(device)
     bench_intervals()
     bench_start()
 
