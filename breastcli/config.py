@@ -133,7 +133,7 @@ class TrainConfig(JobConfig):
     optimizer: str = option("adam", "Optimiser.", choices=("adam", "adamw", "sgd"))
     weight_decay: float = option(0.0, "Weight decay.", at_least=0.0)
     schedule: str = option("none", "Learning-rate schedule.", choices=("none", "cosine", "exponential"))
-    dropout: float = option(0.25, "Dropout before the last layer.", at_least=0.0, below=1.0)
+    dropout: float = option(0.25, "Dropout before the last layer (multiscale has its own).", at_least=0.0, below=1.0)
     augment: str = option(
         "paper", "Augmentation policy.", choices=("none", "light", "paper", "strong", "deebani", "wang")
     )
@@ -297,6 +297,9 @@ def _from_yaml(kind: type[JobConfig], name: str, value: Any) -> Any:
     """Undo YAML's own ideas: lists for tuples, and "1e-4" (no dot) read as text."""
     if isinstance(value, list):
         return tuple(value)
+    kind_of = field_types(kind)[name]
+    if kind_of in (str, str | None) and isinstance(value, (bool, int)):  # freeze: 50, mag: 100, cache_embeddings: on
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
     if isinstance(value, str) and field_types(kind)[name] is float:
         try:
             return float(value)

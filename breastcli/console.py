@@ -181,7 +181,8 @@ def show_explain(result: ExplainResult) -> None:
     if localisation:
         heads = ["", "IoU", "Dice", "precision", "recall", "average precision", "pointing game"]
         keys = ("iou", "dice", "precision", "recall", "average_precision", "pointing")
-        table = _table(f"localisation on {localisation['n']} masks, {localisation['rule']} (means over images)", heads)
+        counted = f"{localisation['n']} masks in {localisation['num_groups']} groups (patients where known)"
+        table = _table(f"localisation on {counted}, {localisation['rule']}: means over images", heads)
         for name, one in localisation["methods"].items():
             shown = titles.get(name, f"[dim]{name} (baseline)[/dim]")
             table.add_row(shown, *(_interval(_read_interval(one["mean"][key])) for key in keys))

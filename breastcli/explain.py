@@ -14,7 +14,7 @@ import numpy as np
 from breastcli.cams import CAMS, CamOptions
 from breastcli.config import ExplainConfig, UsageError, UserError
 from breastcli.data.masks import MaskSet
-from breastcli.files import claim_folder, read_json, replacing, write_csv, write_json
+from breastcli.files import claim_folder, replacing, write_csv, write_json
 from breastcli.metrics import localisation as local
 from breastcli.models.splitting import split_at
 from breastcli.progress import SILENT, Progress
@@ -30,15 +30,13 @@ from breastcli.system.explaining import (
     measure_localisation,
     refinement_of,
 )
-from breastcli.system.runfolder import Run, find_run
+from breastcli.system.runfolder import EXPLAINED, EXPLANATION, MAPS, Run, find_run, remove_explanation
 from breastcli.system.runtime import resolve_device, resolve_precision
-from breastcli.system.subjects import Subjects, from_files, from_split, parse_num
+from breastcli.system.subjects import Subjects, from_files, from_split, parse_num, unique_names
 
 logger = logging.getLogger(__name__)
 
-INFO, MAPS, PANELS = "explain.json", "saliency.npz", "panels"
-TABLES = ("localisation.csv", "faithfulness.csv")
-PICTURES = ("gallery.png", "comparison.png")
+PANELS = "panels"
 
 
 @dataclass(frozen=True)
@@ -95,12 +93,10 @@ def explain(config: ExplainConfig, progress: Progress = SILENT) -> ExplainResult
     methods = _parse_methods(config.method)
     rule = local.parse_rule(config.binarise)
     num = parse_num(config.num)
-    if rule.name == "val" and (config.images or not config.masks or config.split == "val"):
-        raise UsageError("--binarise val: needs masks of validation images", fix="use otsu, fixed=T or quantile=Q")
+    _check_options(config, methods, rule)
     run = find_run(config.run)
     out = Path(config.out) if config.out else run.folder / "explain" / config.method.replace(",", "-")
-    claim_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out")
-    _remove_old(out)
+    _claim(out, config)
     device = resolve_device(config.device)
     model, facts = load_checkpoint(run.best, device)
     if config.layer:
@@ -120,19 +116,37 @@ def explain(config: ExplainConfig, progress: Progress = SILENT) -> ExplainResult
         _fit_thresholds(work, from_split(run, data, "val", None, config.seed))
     work.maps = {name: explainer.maps(subjects.images, targets, name) for name in methods}
     document = _document(work)
+    tables: dict[str, list[list[Any]]] = {}
     if masks is not None:
         part, rows = measure_localisation(explainer, subjects, work.maps, masks, rule, work.thresholds)
         document["localisation"] = part
-        write_csv(out / "localisation.csv", ["image_id", "patient", "method", *local.METRICS], rows)
+        tables["localisation.csv"] = [["image_id", "patient", "method", *local.METRICS], *rows]
     if config.faithfulness:
         document["faithfulness"], rows = measure_faithfulness(explainer, subjects, work.maps, targets)
-        write_csv(out / "faithfulness.csv", ["image_id", "method", *FAITHFUL], rows)
+        tables["faithfulness.csv"] = [["image_id", "method", *FAITHFUL], *rows]
+    _warn_of_unknown_patients(subjects)
+    _write(work, document, tables, masks, out)
+    return ExplainResult(out, write_report(run.folder), document, time.monotonic() - started)
+
+
+def _write(
+    work: _Work, document: dict[str, Any], tables: dict[str, list[list[Any]]], masks: MaskSet | None, out: Path
+) -> None:
+    """Put everything in place of what an earlier explanation left; ``explain.json`` last."""
+    remove_explanation(out)
+    write_json(out / EXPLANATION, {"unfinished": True, "images": document["images"]})
+    for name, (head, *rows) in tables.items():
+        write_csv(out / name, head, rows)
     _draw(work, document, masks, out)
     with replacing(out / MAPS) as temporary, temporary.open("wb") as stream:
         stored = {name: maps.astype(np.float16) for name, maps in work.maps.items()}
         np.savez_compressed(stream, image_ids=np.array(work.subjects.image_ids), **stored)
-    write_json(out / INFO, document)
-    return ExplainResult(out, write_report(run.folder), document, time.monotonic() - started)
+    write_json(out / EXPLANATION, document)
+
+
+def _warn_of_unknown_patients(subjects: Subjects) -> None:
+    if len(subjects) > 1 and not any(subjects.patients):
+        logger.warning("patients are unknown: intervals count every image as one; --patients tells them from the names")
 
 
 def _parse_methods(text: str) -> tuple[str, ...]:
@@ -142,14 +156,24 @@ def _parse_methods(text: str) -> tuple[str, ...]:
     return names
 
 
-def _remove_old(out: Path) -> None:
-    """Remove what an earlier explanation wrote here; nothing else."""
-    if not (out / INFO).is_file():
-        return
-    images = read_json(out / INFO).get("images", [])
-    panels = [out / PANELS / f"{_file_name(one['image_id'])}.png" for one in images]
-    for path in [*panels, *(out / name for name in (INFO, MAPS, *TABLES, *PICTURES))]:
-        path.unlink(missing_ok=True)
+def _check_options(config: ExplainConfig, methods: tuple[str, ...], rule: local.Rule) -> None:
+    """Refuse what cannot be done, and what would have no effect although a figure depends on it."""
+    if rule.name == "val" and (config.images or not config.masks or config.split == "val"):
+        raise UsageError("--binarise val: needs masks of validation images", fix="use otsu, fixed=T or quantile=Q")
+    if config.patients and not config.images:
+        raise UsageError("--patients: a split's patients are known", fix="leave it out, or give --images")
+    if config.data and config.images:
+        raise UsageError("--data and --images are both given", fix="give one of them")
+    if config.top_k and "scorecam" not in methods:
+        logger.warning("--top-k has no effect without scorecam")
+
+
+def _claim(out: Path, config: ExplainConfig) -> None:
+    """Take the output folder; what an earlier explanation left stays until this one has something to put there."""
+    claim_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out")
+    foreign = [name for name in EXPLAINED if (out / name).exists()]
+    if foreign and not (out / EXPLANATION).is_file():
+        raise UserError(f"{out / foreign[0]} was not written by breastcli explain", fix="choose another --out")
 
 
 def _find_masks(config: ExplainConfig, subjects: Subjects, facts: dict[str, Any]) -> MaskSet | None:
@@ -194,6 +218,7 @@ def _document(work: _Work) -> dict[str, Any]:
     """Return ``explain.json`` without what is measured."""
     config, subjects, classes = work.config, work.subjects, work.facts["classes"]
     predicted = work.probs.argmax(axis=1)
+    panels = unique_names([_file_name(name) for name in subjects.image_ids])
     images = [
         {
             "image_id": name,
@@ -203,7 +228,7 @@ def _document(work: _Work) -> dict[str, Any]:
             "predicted": classes[predicted[place]],
             "target": classes[work.targets[place]],
             "probability": float(work.probs[place, work.targets[place]]),
-            "panel": f"{PANELS}/{_file_name(name)}.png",
+            "panel": f"{PANELS}/{panels[place]}.png",
         }
         for place, name in enumerate(subjects.image_ids)
     ]
@@ -212,6 +237,7 @@ def _document(work: _Work) -> dict[str, Any]:
         "name": config.method,
         "methods": {name: {"title": kind.title, "source": kind.source} for name, kind in kinds.items()},
         "run": str(work.run.folder),
+        "checkpoint": {"epoch": work.facts["epoch"], "started": work.run.info["started"]},
         "split": None if config.images else config.split,
         "n": len(subjects),
         "target": config.target,

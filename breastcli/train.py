@@ -26,6 +26,7 @@ from breastcli.records import stamp_of
 from breastcli.reporting.plots import plot_curves
 from breastcli.reporting.report import write_report
 from breastcli.system.checkpoint import load_resume, save_checkpoint, save_resume
+from breastcli.system.feeding import EmbeddingFeed
 from breastcli.system.runfolder import (
     BEST,
     CONFIG,
@@ -33,6 +34,7 @@ from breastcli.system.runfolder import (
     LOG,
     RESUME,
     RUNS,
+    find_run,
     logging_to,
     recorded_run,
     remove_results,
@@ -106,19 +108,16 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
     device = resolve_device(config.device)
     if config.deterministic:
         use_deterministic_kernels()
-    _claim(out, config)
-    with logging_to(out / LOG):
+    config = _claim(out, config)
+    with logging_to(out / LOG), _clear_memory_errors(config):
         resuming = config.resume and (out / RESUME).is_file()
-        session = start_session(config, data, device, progress, resuming=resuming)
-        if resuming:
-            _restore(session, out)
-        facts = {
-            "data": str(data.folder),
-            "precision": str(session.dtype).removeprefix("torch."),
-            "num_images": {name: len(rows) for name, rows in session.rows.items()},
-            "ancestors": session.ancestors,
-        }
-        with recorded_run(out, config, device, data.card, facts) as info, _clear_memory_errors(config):
+        saved = load_resume(out / RESUME, device) if resuming else None
+        session = start_session(config, data, device, progress, saved)
+        if saved is not None:
+            _restore(session, saved, out)
+        elif config.overwrite:
+            remove_results(out)
+        with recorded_run(out, config, device, data.card, _run_facts(session)) as info:
             _fit(session, out)
             best = _best(session.history, config.monitor)
             info["best"] = _without_nan(best)
@@ -139,13 +138,29 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
     )
 
 
-def _claim(out: Path, config: TrainConfig) -> None:
-    """Take the run folder: new, to be resumed under the same options, or to be overwritten."""
+def _run_facts(session: Session) -> dict[str, Any]:
+    """Return what ``run.json`` says beside what every job's says."""
+    return {
+        "data": str(session.data.folder),
+        "precision": str(session.dtype).removeprefix("torch."),
+        "num_images": {name: len(rows) for name, rows in session.rows.items()},
+        "ancestors": session.ancestors,
+    }
+
+
+def _claim(out: Path, config: TrainConfig) -> TrainConfig:
+    """Take the run folder: new, to be resumed under the same options, or to be overwritten.
+
+    Returns:
+        the configuration, the run that "latest" means being named.
+    """
     only_log = out.is_dir() and {path.name for path in out.iterdir()} <= {LOG}  # left by a run that could not start
     allowed = config.resume or config.overwrite or only_log
     claim_folder(out, allowed=allowed, hint="use --resume, --overwrite or another --out")
     if config.resume and (out / RESUME).is_file():
         before = resolve(TrainConfig, read_section(out / CONFIG, "train"), {})
+        if config.init_from == "latest":
+            return _claim(out, dataclasses.replace(config, init_from=before.init_from))
         for field in dataclasses.fields(TrainConfig):
             old, new = getattr(before, field.name), getattr(config, field.name)
             free = FREE_ON_RESUME if _depends_on_length(config) else FREE_ON_RESUME | {"epochs"}
@@ -153,7 +168,10 @@ def _claim(out: Path, config: TrainConfig) -> None:
                 flag = field.name.replace("_", "-")
                 raise UserError(f"{out} was trained with --{flag} {old}, not {new}", fix="resume with the same options")
     elif config.overwrite:
-        remove_results(out)
+        (out / LOG).unlink(missing_ok=True)  # the other results go once the run can start
+    if config.init_from == "latest":
+        return dataclasses.replace(config, init_from=str(find_run("latest").folder))
+    return config
 
 
 def _depends_on_length(config: TrainConfig) -> bool:
@@ -220,16 +238,17 @@ def _save_epoch(session: Session, out: Path) -> None:
             "optimizer": session.optimizer.state_dict(),
             "scaler": session.scaler.state_dict(),
             "split_fingerprint": session.data.card["split_fingerprint"],
+            "options": dataclasses.asdict(session.options),
+            "ancestors": session.ancestors,
+            "cached": isinstance(session.feed, EmbeddingFeed),
         },
     )
 
 
-def _restore(session: Session, out: Path) -> None:
-    """Take over what an interrupted run finished."""
-    saved = load_resume(out / RESUME, session.device)
+def _restore(session: Session, saved: dict[str, Any], out: Path) -> None:
+    """Take over what an interrupted run finished; its weights are there already."""
     if saved["split_fingerprint"] != session.data.card["split_fingerprint"]:
         raise UserError(f"{out} was trained on another split of {session.data.folder}", fix="use --overwrite")
-    session.model.load_state_dict(saved["model"])
     session.optimizer.load_state_dict(saved["optimizer"])
     session.scaler.load_state_dict(saved["scaler"])
     session.history.extend(saved["history"])

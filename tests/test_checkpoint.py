@@ -133,3 +133,21 @@ def test_real_imagenet_weights_load_strictly(real_data: Path) -> None:
     images = torch.rand(1, 3, 224, 224)
     with torch.no_grad():
         assert torch.equal(model.eval().features(images), network.eval().features(images))
+
+
+def test_library_files_fill_the_layers_between_pooling_and_head(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = torchvision.models.mobilenet_v3_small(weights=None)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    model = build_model(ModelOptions("torchvision/mobilenet_v3_small", 2, 64))
+    load_initial_weights(model, tmp_path / "w.pth")
+    assert torch.equal(model.pool[2].weight, network.classifier[0].weight)
+
+
+def test_library_files_fill_a_vision_transformer(tmp_path: Path) -> None:
+    network = torchvision.models.vit_b_32(weights=None, image_size=64)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    model = build_model(ModelOptions("torchvision/vit_b_32", 2, 64))
+    report = load_initial_weights(model, tmp_path / "w.pth")
+    assert report.num_fitting == report.num_trunk
+    assert torch.equal(model.trunk.encoder.ln.weight, network.encoder.ln.weight)

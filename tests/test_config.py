@@ -118,3 +118,8 @@ def test_sample_configs_parse(path: Path) -> None:
 
 def test_there_are_sample_configs() -> None:
     assert SAMPLE_CONFIGS
+
+
+def test_yaml_numbers_and_switches_stand_for_words() -> None:
+    config = resolve(TrainConfig, {"freeze": 50, "mag": 100, "cache_embeddings": True}, {})
+    assert (config.freeze, config.mag, config.cache_embeddings) == ("50", "100", "on")

@@ -130,6 +130,32 @@ def test_a_damaged_cache_is_computed_again(own_data: Path) -> None:
     assert file.read_bytes() == whole
 
 
+def test_resuming_embeds_with_the_saved_trunk(
+    config: TrainConfig, trained: Path, own_data: Path, tmp_path: Path
+) -> None:
+    """The weights to start from are not read again, and the head must not meet a random trunk."""
+    source = shutil.copytree(trained, tmp_path / "source")
+    options = {"augment": "none", "init_from": str(source)}
+    train(changed(config, tmp_path / "whole", **{**options, "epochs": 4}))
+    train(changed(config, tmp_path / "part", **{**options, "epochs": 2}))
+    shutil.rmtree(source)
+    shutil.rmtree(own_data / "embeddings")
+    train(changed(config, tmp_path / "part", **{**options, "epochs": 4, "resume": True}))
+    assert (tmp_path / "part/history.csv").read_bytes() == (tmp_path / "whole/history.csv").read_bytes()
+    assert json.loads((tmp_path / "part/run.json").read_text())["ancestors"]
+
+
+def test_an_embedding_does_not_depend_on_its_company(own_data: Path) -> None:
+    data = PreparedData.open(own_data)
+    options = ModelOptions("timm/test_resnet", 2, data.size_px)
+    model = build_model(options)
+    rows = data.select("train")
+    whole = embed_rows(model, options, data, rows, (0,), torch.float32, batch_size=8)
+    shutil.rmtree(own_data / "embeddings")
+    embed_rows(model, options, data, rows[3:9], (0,), torch.float32, batch_size=8)
+    assert torch.equal(embed_rows(model, options, data, rows, (0,), torch.float32, batch_size=8), whole)
+
+
 def test_positions_agree_with_the_images(own_data: Path) -> None:
     """The embedding of a drawn position is that of the image so placed."""
     data = PreparedData.open(own_data)
@@ -155,7 +181,7 @@ def test_positions_agree_with_the_images(own_data: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"freeze": "layer1"}, "more than the head learns: use --freeze trunk"),
+        ({"freeze": "layer1"}, r"more than the head learns \(trunk\): use --freeze trunk"),
         ({"unfreeze_at": 3}, "more than the head learns"),
         ({"augment": "paper"}, "--augment paper makes every image a new one: use --augment none, light or wang"),
     ],

@@ -18,6 +18,8 @@ from breastcli.data.store import PreparedData
 from breastcli.explain import explain
 from breastcli.files import read_csv
 from breastcli.prepare import prepare
+from breastcli.reporting.report import write_report
+from breastcli.system.subjects import Subjects
 from breastcli.train import train
 
 SIZE_PX = 96  # the tiny network's last maps are then 3 x 3
@@ -95,7 +97,7 @@ def test_masks_are_measured_against_baselines(own_run: Path, loose: tuple[Path, 
     assert part["n"] == 5
     assert part["missing"] == 1
     assert part["num_groups"] == 3
-    assert set(part["methods"]) == {*CAMS.names(), "uniform", "centre", "luminance", "random"}
+    assert set(part["methods"]) == {*CAMS.names(), "uniform", "centre", "luminance", "brightness", "random"}
     # The squares are the dark part of each image, so inverted luminance finds them and no untrained map can beat it.
     best = max(one["mean"]["average_precision"]["value"] for one in part["methods"].values())
     assert part["methods"]["luminance"]["mean"]["average_precision"]["value"] == best > 0.9
@@ -150,7 +152,7 @@ def test_val_rule_fits_on_validation_masks_only(own_run: Path, large: tuple[Path
         Image.fromarray(region).save(masks / f"{Path(row.record.path).stem}.png")
     result = explain(config_of(own_run, method="gradcam", masks=str(masks), binarise="val"))
     thresholds = result.document["localisation"]["thresholds"]
-    assert set(thresholds) == {"gradcam", "uniform", "centre", "luminance", "random"}
+    assert set(thresholds) == {"gradcam", "uniform", "centre", "luminance", "brightness", "random"}
     assert all(0 <= level <= 1 for level in thresholds.values())
 
 
@@ -172,6 +174,7 @@ def test_overwriting_removes_old_panels_and_keeps_foreign_files(own_run: Path) -
         ({"target": "malignent"}, "did you mean 'malignant'"),
         ({"binarise": "ostu"}, "no rule 'ostu'"),
         ({"binarise": "val"}, "--binarise val: needs masks of validation images"),
+        ({"patients": "x"}, "--patients: a split's patients are known"),
     ],
 )
 def test_refusals(options: dict, message: str, own_run: Path) -> None:
@@ -179,9 +182,85 @@ def test_refusals(options: dict, message: str, own_run: Path) -> None:
         explain(config_of(own_run, **options))
 
 
-def test_breakhis_like_sets_have_no_masks(own_run: Path, loose: tuple[Path, Path]) -> None:
-    with pytest.raises(UserError, match=r"has no masks.*--images.*--faithfulness"):
+def test_masks_of_other_images_are_refused(own_run: Path, loose: tuple[Path, Path]) -> None:
+    with pytest.raises(UserError, match="no mask in .* belongs to any of the 4 images"):
         explain(config_of(own_run, masks=str(loose[1])))
+
+
+def test_breakhis_was_published_without_masks(loose: tuple[Path, Path]) -> None:
+    subjects = Subjects(
+        images=np.zeros((1, 8, 8, 3), np.uint8),
+        image_ids=["x"],
+        paths=[Path("SOB_B_A-14-22549AB-40-001.png")],
+        sizes_px=[(8, 8)],
+        groups=np.array(["x"]),
+        patients=["x"],
+        magnifications=["40X"],
+        labels=np.zeros(1, np.int64),
+        root=Path(),
+    )
+    with pytest.raises(UserError, match=r"BreakHis was published without masks.*--images.*--faithfulness"):
+        subjects.masks(loose[1], "breakhis")
+    with pytest.raises(UserError, match="no such folder$|no such folder:"):
+        subjects.masks(Path("nowhere"), "breakhis")
+
+
+def test_masks_among_the_images_are_no_images(own_run: Path, loose: tuple[Path, Path]) -> None:
+    images, masks = loose
+    for mask in masks.iterdir():
+        shutil.copy(mask, images / mask.name)
+    options = {"images": (str(images),), "masks": str(images), "num": "all"}
+    assert explain(config_of(own_run, method="gradcam", **options)).document["n"] == 6
+
+
+def test_a_refused_option_leaves_the_earlier_result(own_run: Path) -> None:
+    first = explain(config_of(own_run, method="gradcam"))
+    before = {path: path.read_bytes() for path in first.out.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match="did you mean 'malignant'"):
+        explain(config_of(own_run, method="gradcam", overwrite=True, target="malignnt"))
+    assert {path: path.read_bytes() for path in first.out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"images": [{}]}', '{"images": [{"panel": "../../run.json"}]}'])
+def test_a_damaged_result_can_be_overwritten(text: str, own_run: Path) -> None:
+    first = explain(config_of(own_run, method="gradcam"))
+    (first.out / "explain.json").write_text(text)
+    assert explain(config_of(own_run, method="gradcam", overwrite=True)).document["n"] == 4
+    assert (own_run / "run.json").is_file()
+
+
+def test_foreign_files_of_our_names_are_kept(own_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/gallery.png").write_text("mine")
+    with pytest.raises(UserError, match="gallery.png was not written by breastcli explain"):
+        explain(config_of(own_run, out=str(tmp_path / "mine"), overwrite=True))
+
+
+def test_names_that_look_alike_as_files_have_a_panel_each(own_run: Path, loose: tuple[Path, Path]) -> None:
+    images, _ = loose
+    shutil.copy(images / "p0_0.png", images / "p0 0.png")
+    result = explain(config_of(own_run, method="gradcam", images=(str(images),), num="all"))
+    panels = [one["panel"] for one in result.document["images"]]
+    assert len(set(panels)) == len(panels) == 7
+    assert all((result.out / panel).is_file() for panel in panels)
+
+
+def test_training_again_removes_the_explanations(
+    own_run: Path, large: tuple[Path, Path], tiny_config: TrainConfig
+) -> None:
+    out = explain(config_of(own_run, method="gradcam")).out
+    config = dataclasses.replace(tiny_config, data=str(large[0]), out=str(own_run), epochs=1, overwrite=True)
+    train(config)
+    assert not (out / "explain.json").exists()
+    assert "Explanations" not in (own_run / "report.html").read_text()
+
+
+def test_the_report_tells_of_another_checkpoint(own_run: Path) -> None:
+    explain(config_of(own_run, method="gradcam"))
+    assert "older one" not in (own_run / "report.html").read_text()
+    best = own_run / "checkpoints/best.json"
+    best.write_text(json.dumps(json.loads(best.read_text()) | {"epoch": 99}))
+    assert "older one" in write_report(own_run).read_text()
 
 
 def test_patterns_that_do_not_fit_are_refused(own_run: Path, loose: tuple[Path, Path]) -> None:

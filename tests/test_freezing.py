@@ -52,6 +52,8 @@ def test_freeze_stages() -> None:
         ("layr1", "did you mean layer1"),
         ("zzzzzz", "none, trunk, a number or stages of the trunk .*layer1, layer2"),
         ("trunk,zzzzzz", "--freeze zzzzzz"),
+        ("layer1,", "--freeze : no such stage"),
+        ("²", "no such stage"),
     ],
 )
 def test_freeze_refuses(what: str, message: str) -> None:
@@ -86,3 +88,17 @@ def test_a_frozen_trunk_drops_nothing() -> None:
     unfreeze(model)
     set_training_mode(model, batch_norm="train")
     assert not torch.equal(model.features(images), model.features(images))
+
+
+def test_a_counted_layer_is_its_own_weights_only() -> None:
+    """A vision transformer's trunk owns tokens and positions itself: as one layer it must not take the blocks along."""
+    model = build_model(ModelOptions("timm/test_vit", 2, 160))
+    freeze(model, "1")
+    assert {name.split(".")[1] for name in frozen_names(model)} <= {"cls_token", "pos_embed", "reg_token"}
+    assert frozen_names(model)
+
+
+def test_the_trunk_is_all_that_was_published() -> None:
+    model = build_model(ModelOptions("torchvision/mobilenet_v3_small", 2, 64))
+    freeze(model, "trunk")
+    assert {name.split(".")[0] for name, one in model.named_parameters() if one.requires_grad} == {"head"}

@@ -412,7 +412,7 @@ def random_images(num_images: int = 3, height: int = 21, width: int = 30) -> np.
 def test_baselines_are_maps_in_the_unit_interval():
     images = random_images()
     maps = baseline_maps(images)
-    assert set(maps) == {"uniform", "centre", "luminance", "random"}
+    assert set(maps) == {"uniform", "centre", "luminance", "brightness", "random"}
     for name, stack in maps.items():
         assert stack.shape == (3, 21, 30), name
         assert stack.dtype == np.float32, name

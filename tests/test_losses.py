@@ -306,9 +306,9 @@ def test_other_rules_have_no_class_weights(rule: str) -> None:
 
 
 def test_margin_and_scale_have_defaults() -> None:
-    assert margin_and_scale("a_softmax", None, None) == (2, 16)
-    assert margin_and_scale("cosface", 0.35, None) == (0.35, 16)
-    assert margin_and_scale("li_arcface", None, 30.0) == (0.1, 30)
+    assert margin_and_scale("a_softmax", None, None) == (4, 8)
+    assert margin_and_scale("cosface", 0.35, None) == (0.35, 8)
+    assert margin_and_scale("li_arcface", None, 30.0) == (0.3, 30)
     assert margin_and_scale("cross_entropy", None, None) == (0, 1)
     assert margin_and_scale("arcface", 0.0, None)[0] == 0
     assert margin_and_scale("a_softmax", 1.0, None)[0] == 1

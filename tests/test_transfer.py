@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -92,18 +93,44 @@ def test_both_starts_are_refused(trained: Path, tiny_config: TrainConfig, tmp_pa
         train(changed(tiny_config, tmp_path / "run2", init_from="nowhere"))
 
 
+def test_resume_files_are_no_weights(trained: Path, tiny_config: TrainConfig, tmp_path: Path) -> None:
+    weights = str(trained / "checkpoints/resume.pt")
+    with pytest.raises(UserError, match="is for --resume: give .*best.safetensors"):
+        train(changed(tiny_config, tmp_path / "run", weights=weights))
+
+
+def test_a_run_that_cannot_start_leaves_the_old_one(trained: Path, tiny_config: TrainConfig, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    before = (run / "checkpoints/best.safetensors").read_bytes()
+    with pytest.raises(UserError, match="no such stage"):
+        train(changed(tiny_config, run, overwrite=True, freeze="layr1"))
+    assert (run / "checkpoints/best.safetensors").read_bytes() == before
+    train(changed(tiny_config, run, overwrite=True, init_from=str(run)))  # its own weights are read before they go
+    assert (run / "checkpoints/best.safetensors").read_bytes() != before
+
+
+def test_options_without_effect_are_refused(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the trunk is frozen"):
+        train(changed(tiny_config, tmp_path / "a", freeze="trunk", trunk_lr=0.1))
+    with pytest.raises(UsageError, match="there are 2 epochs"):
+        train(changed(tiny_config, tmp_path / "b", freeze="trunk", unfreeze_at=3, epochs=2))
+
+
 def test_unfreeze_at_lets_the_trunk_learn_later(tiny_config: TrainConfig, trained: Path, tmp_path: Path) -> None:
     options = {"freeze": "trunk", "unfreeze_at": 3, "init_from": str(trained)}
     before = load_file(trained / "checkpoints/best.safetensors")
-    train(changed(tiny_config, tmp_path / "two", epochs=2, **options))
+    train(changed(tiny_config, tmp_path / "two", epochs=2, **{**options, "unfreeze_at": None}))
     two = load_file(tmp_path / "two/checkpoints/last.safetensors")
     assert all(torch.equal(one, before[name]) for name, one in two.items() if name.startswith("trunk."))
     train(changed(tiny_config, tmp_path / "three", epochs=3, **options))
     three = load_file(tmp_path / "three/checkpoints/last.safetensors")
     moved = [name for name, one in three.items() if name.startswith("trunk.") and not torch.equal(one, before[name])]
     assert len(moved) == len([name for name in three if name.startswith("trunk.")])
-    train(changed(tiny_config, tmp_path / "two", epochs=3, resume=True, **options))
-    assert (tmp_path / "two/history.csv").read_bytes() == (tmp_path / "three/history.csv").read_bytes()
+    for epochs in (3, 4):
+        again = changed(tiny_config, tmp_path / "again", epochs=epochs, resume=epochs == 4, **options)
+        train(again)
+    train(changed(tiny_config, tmp_path / "four", epochs=4, **options))
+    assert (tmp_path / "again/history.csv").read_bytes() == (tmp_path / "four/history.csv").read_bytes()
     with pytest.raises(UsageError, match="--unfreeze-at 3: nothing is frozen"):
         train(changed(tiny_config, tmp_path / "none", unfreeze_at=3))
 
@@ -114,7 +141,7 @@ def test_trunk_learning_rate(tiny_config: TrainConfig, tmp_path: Path) -> None:
 
     data = PreparedData.open(Path(tiny_config.data))
     config = dataclasses.replace(tiny_config, lr=0.1, trunk_lr=0.01)
-    session = start_session(config, data, torch.device("cpu"), SILENT, resuming=False)
+    session = start_session(config, data, torch.device("cpu"), SILENT)
     rate_of = {id(one): group["initial_lr"] for group in session.optimizer.param_groups for one in group["params"]}
     assert {rate_of[id(one)] for one in session.model.trunk.parameters()} == {0.01}
     assert {rate_of[id(one)] for one in session.model.head.parameters()} == {0.1}
@@ -122,6 +149,6 @@ def test_trunk_learning_rate(tiny_config: TrainConfig, tmp_path: Path) -> None:
     train(still)
     torch.manual_seed(0)
     after = load_file(tmp_path / "still/checkpoints/last.safetensors")
-    start = start_session(still, data, torch.device("cpu"), SILENT, resuming=False).model.state_dict()
+    start = start_session(still, data, torch.device("cpu"), SILENT).model.state_dict()
     assert all(torch.equal(one, start[name]) for name, one in after.items() if name.startswith("trunk."))
     assert not torch.equal(after["head.1.weight"], start["head.1.weight"])

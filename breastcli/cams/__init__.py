@@ -108,6 +108,8 @@ def _fit_to_image(maps: Tensor, height: int, width: int) -> Tensor:
     """Scale maps (B, h, w) to [0, 1] and resize them: (B, height, width)."""
     if height == width and maps.shape[1] == 1 < maps.shape[2]:  # tokens in a row, in an order that nobody knows
         raise UserError("the tokens of this network do not lie over the image", fix="explain a network that keeps maps")
+    if maps[0].numel() == 1:
+        raise UserError("the maps to explain are a single cell", fix="use --layer, or prepare with a larger --size")
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     scaled = torch.where(high > low, (maps - low) / (high - low), 0.0)
     return functional.interpolate(scaled[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]

@@ -265,8 +265,9 @@ def baseline_maps(images: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
 
     "uniform": 1 everywhere, so that the average precision is the region's share; it stands for selecting everything,
     which no rule that looks for two sorts of pixels does: score it with ``refine=select_everything``. "centre": a
-    Gaussian, a quarter of the side wide. "luminance": the darker the larger, scaled to [0, 1] image by image (0 where
-    all is equal). "random": noise of 7 x 7 cells enlarged bilinearly, as the class activation maps of a network at 224
+    Gaussian, a quarter of the side wide. "luminance": the darker the larger, as nuclei
+    are, scaled to [0, 1] image by image (0 where all is equal); "brightness": the brighter the larger, as lesions of
+    mammograms are. "random": noise of 7 x 7 cells enlarged bilinearly, as the class activation maps of a network at 224
     pixels are, and scaled likewise.
 
     Args:
@@ -287,6 +288,7 @@ def baseline_maps(images: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
         "uniform": np.broadcast_to(np.float32(1), shape),
         "centre": np.broadcast_to(centre, shape),
         "luminance": _scaled(darkness),
+        "brightness": _scaled(-darkness),
         "random": _scaled(noise),
     }
 

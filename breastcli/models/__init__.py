@@ -21,7 +21,7 @@ class Classifier(nn.Module):
     """An image classifier in three steps, so that no caller needs a hook.
 
     Attributes:
-        trunk: the part that a library's pretrained weights fit; ``--freeze trunk`` freezes it.
+        trunk: what makes the maps (nearly all of it, where a network of ours adds to a library's).
         head: (B, D) embedding to (B, K) logits.
         native_scaling: per-channel mean and standard deviation, of images in [0, 1], that the published weights expect.
         scaling: takes images from [-1, 1] to what the network was trained on; nothing unless ``use_native_scaling``.
@@ -61,6 +61,10 @@ class Classifier(nn.Module):
         A transformer with class or register tokens keeps them in rows below the image, because ``classify`` needs them.
         """
         return maps
+
+    def published_parts(self) -> list[nn.Module]:
+        """Return what published weights fit; ``--freeze trunk`` freezes it and ``--trunk-lr`` is its learning rate."""
+        return [self.trunk]
 
     def from_published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename the tensors of a published weights file where our names differ from its."""

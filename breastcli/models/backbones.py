@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from breastcli.config import UsageError, UserError, first_line
-from breastcli.models import ARCHITECTURES, Architecture, Classifier, ModelOptions
+from breastcli.models import ARCHITECTURES, SYMMETRIC_SCALING, Architecture, Classifier, ModelOptions
 from breastcli.models.heads import make_head
 from breastcli.models.published import download
 from breastcli.models.transformers import TimmTransformer, TorchvisionTransformer
@@ -43,13 +43,15 @@ class TorchvisionClassifier(Classifier):
             self.trunk.append(nn.ReLU(inplace=True))  # a function call in torchvision's forward
         if isinstance(network, torchvision.models.MaxVit):
             self.trunk = nn.Sequential(OrderedDict(stem=network.stem, blocks=nn.Sequential(*network.blocks)))
-        old_head = children[next(name for name in names if name in HEAD_NAMES)]
+        head_name = next(name for name in names if name in HEAD_NAMES)
+        old_head = children[head_name]
         before, width = _without_last_linear(old_head)
         pool = children.get("avgpool", nn.AdaptiveAvgPool2d(1))
         first_flattens = bool(before) and not isinstance(before[0], (nn.Linear, nn.Dropout))
         middle = before if first_flattens else [nn.Flatten(1), *before]
         pooled = isinstance(before[0], nn.AdaptiveAvgPool2d) if before else False
         self.pool = nn.Sequential(*([] if pooled else [pool]), *middle)
+        self._head_name, self._moved_by = head_name, len(self.pool) - len(before)
         self.head = make_head(width, options)
 
     def extract(self, images: Tensor) -> Tensor:
@@ -60,9 +62,19 @@ class TorchvisionClassifier(Classifier):
         """See ``Classifier``."""
         return self.pool(maps)
 
+    def published_parts(self) -> list[nn.Module]:
+        """See ``Classifier``; the layers between pooling and last layer were published too."""
+        return [self.trunk, self.pool]
+
     def from_published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See ``Classifier``."""
-        return modern_names(tensors)
+        """See ``Classifier``; ``classifier.0`` of a VGG is ``pool.2`` here."""
+
+        def rename(match: re.Match[str]) -> str:
+            place = int(match[1]) + self._moved_by
+            return f"pool.{place}." if place < len(self.pool) else match[0]
+
+        layer = re.compile(rf"^{self._head_name}\.(\d+)\.")
+        return modern_names({layer.sub(rename, name): tensor for name, tensor in tensors.items()})
 
 
 class TimmClassifier(Classifier):
@@ -133,7 +145,10 @@ def from_torchvision(name: str, options: ModelOptions, pretrained: bool) -> Clas
         return TorchvisionTransformer(torchvision_trunk(name, pretrained=pretrained, **settings), options)
     if name == "maxvit_t":
         settings["input_size"] = (options.size_px, options.size_px)
-    return TorchvisionClassifier(torchvision_trunk(name, pretrained=pretrained, **settings), options)
+    model = TorchvisionClassifier(torchvision_trunk(name, pretrained=pretrained, **settings), options)
+    if name in ("googlenet", "inception_v3"):  # their weights come from TensorFlow
+        model.native_scaling = SYMMETRIC_SCALING
+    return model
 
 
 def from_timm(name: str, options: ModelOptions, pretrained: bool, *, with_mean: bool = False) -> Classifier:
@@ -162,6 +177,8 @@ def from_timm(name: str, options: ModelOptions, pretrained: bool, *, with_mean: 
     try:
         network = timm.create_model(name, pretrained=pretrained, **settings)
     except Exception as error:
+        if "pretrained tag" in str(error):
+            raise UsageError(f"timm/{name}: {first_line(error, 120)}", fix="leave out what follows the dot") from error
         if not pretrained:
             raise
         hub = f"hf.co/{described.hf_hub_id}" if described and described.hf_hub_id else "timm"

@@ -24,8 +24,8 @@ def freeze(model: Classifier, what: str) -> int:
     """
     if what != "none":
         for part in what.split(","):
-            for module in _find_part(model, part.strip()):
-                module.requires_grad_(False)
+            for parameter in _find_part(model, part.strip()):
+                parameter.requires_grad_(False)
     return num_parameters(model) - num_parameters(model, trainable=True)
 
 
@@ -34,26 +34,26 @@ def unfreeze(model: nn.Module) -> None:
     model.requires_grad_(True)
 
 
-def _find_part(model: Classifier, part: str) -> list[nn.Module]:
-    stages = {name: module for name, module in model.trunk.named_modules() if list(module.parameters())}
-    stages[""] = model.trunk
-    name, _, count = ("", "", part) if part.isdigit() else part.partition(":")
+def _find_part(model: Classifier, part: str) -> list[nn.Parameter]:
+    """Return the parameters of one part; those of a layer are its own, without those of layers inside it."""
+    stages = {name: module for name, module in model.trunk.named_modules() if name and list(module.parameters())}
     if part == "trunk":
-        return [model.trunk]
-    if name not in stages:
+        return [one for module in model.published_parts() for one in module.parameters()]
+    name, colon, count = ("", ":", part) if part.isdecimal() else part.partition(":")
+    if name not in stages and not part.isdecimal():
         near = get_close_matches(name, stages, n=1)
-        known = ", ".join(child for child in stages if child and "." not in child)
+        known = ", ".join(child for child in stages if "." not in child)
         hint = f"did you mean {near[0]}?" if near else f"use none, trunk, a number or stages of the trunk ({known})"
         raise UserError(f"--freeze {part}: no such stage", fix=hint)
-    if not count and ":" not in part:
-        return [stages[name]]
-    start = model if not name else stages[name]
+    start = stages.get(name, model)
+    if not colon:
+        return list(start.parameters())
     layers = [module for module in start.modules() if list(module.parameters(recurse=False))]
-    if not count.isdigit() or int(count) > len(layers):
+    if not count.isdecimal() or int(count) > len(layers):
         raise UserError(
             f"--freeze {part}: no such number of layers", fix=f"there are {len(layers)} layers with weights"
         )
-    return layers[: int(count)]
+    return [one for layer in layers[: int(count)] for one in layer.parameters(recurse=False)]
 
 
 def set_training_mode(model: nn.Module, *, batch_norm: str) -> None:

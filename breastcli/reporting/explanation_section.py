@@ -143,10 +143,25 @@ def _read_section(file: Path) -> ExplanationSection:
         drawn=bool(dataset.get("drawn")),
         facts=_facts(document),
         tables=[table for table in tables if table.rows],
-        warnings=[*_surviving(document), *_beaten(document), *_left_out(document)],
+        warnings=[*_outdated(file, document), *_surviving(document), *_beaten(document), *_left_out(document)],
         notes=_notes(document),
         pictures=list(_pictures(file.parent, document)),
     )
+
+
+def _outdated(file: Path, document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a warning where the run has another best checkpoint now than when it was explained."""
+    made = part(document, "checkpoint")
+    run = file.parents[2]
+    try:
+        now = {
+            "epoch": read_json(run / "checkpoints/best.json").get("epoch"),
+            "started": read_json(run / "run.json").get("started"),
+        }
+    except (UserError, AttributeError):
+        return
+    if made and dict(made) != now:
+        yield "The run's best checkpoint has changed: these maps are of an older one. Run breastcli explain again."
 
 
 def _facts(document: Mapping[str, Any]) -> dict[str, str | list[str]]:
@@ -182,7 +197,9 @@ def _localisation_table(document: Mapping[str, Any]) -> Table:
         cells += [_paper_cell(name, metric, levels) for metric in compared]
         rows.append((row_title(document, name), cells))
     where = part(document, "localisation")
-    caption = f"Localisation, mean over n = {where.get('n', NOTHING)} images; binarised by {where.get('rule', NOTHING)}"
+    groups = f" in {where['num_groups']} groups (patients where known)" if where.get("num_groups") else ""
+    rule = where.get("rule", NOTHING)
+    caption = f"Localisation, mean over n = {where.get('n', NOTHING)} images{groups}; binarised by {rule}"
     return Table(caption, ["Method", *columns], rows)
 
 
@@ -346,11 +363,13 @@ def _pictures(folder: Path, document: Mapping[str, Any]) -> Iterator[Picture]:
             yield picture
     num_panels = 0
     for image in _images(document):
+        if num_panels == MAX_PANELS:
+            return
         path = PurePath(str(image.get("panel") or ""))
         if path.is_absolute() or ".." in path.parts or path.suffix != ".png":  # nothing from outside the folder
             continue
         picture = read_picture(folder / path, _caption(image), f"the image, and its maps by {methods}")
-        if picture and num_panels < MAX_PANELS:
+        if picture:
             num_panels += 1
             yield picture
 

@@ -34,6 +34,8 @@ class WeightsReport:
         num_total: tensors that the network has.
         missing: the network's tensors that the file lacks or has in another shape.
         unused: the file's tensors that the network has no place for.
+        num_fitting: tensors of the trunk that were taken over.
+        num_trunk: tensors that the trunk has.
     """
 
     file: str
@@ -41,6 +43,8 @@ class WeightsReport:
     num_total: int
     missing: list[str]
     unused: list[str]
+    num_fitting: int
+    num_trunk: int
 
     def __str__(self) -> str:
         text = f"{self.file}: {self.num_loaded} of {self.num_total} tensors loaded"
@@ -105,7 +109,7 @@ def read_facts(path: Path) -> dict[str, Any] | None:
         return None  # whoever loads it says what is wrong
 
 
-def load_initial_weights(model: Classifier, path: Path, *, head: bool = True) -> WeightsReport:
+def load_initial_weights(model: Classifier, path: Path, *, head: bool = True, flag: str = "--weights") -> WeightsReport:
     """Load weights from safetensors or a state dict, as far as names and shapes agree.
 
     The file may hold one of our checkpoints, or the library's own network (its tensors go into the trunk). A head of
@@ -115,11 +119,15 @@ def load_initial_weights(model: Classifier, path: Path, *, head: bool = True) ->
         model: network to load into.
         path: the file.
         head: whether to load the head too, where it fits.
+        flag: the option that named the file, for messages.
 
     Raises:
         UserError: the file is missing, is no weights file, could run code, or fits nowhere.
     """
-    given = model.from_published({_unwrapped(name): tensor for name, tensor in _read_tensors(path).items()})
+    raw = _read_tensors(path, flag)
+    # Names as they are go before names without what a framework may have put before them.
+    exact = model.from_published(dict(raw))
+    given = model.from_published({_unwrapped(name): tensor for name, tensor in raw.items()})
     own = model.state_dict()
     chosen: dict[str, Tensor] = {}
     used: set[str] = set()
@@ -127,15 +135,25 @@ def load_initial_weights(model: Classifier, path: Path, *, head: bool = True) ->
         if name.startswith("head.") and not head:
             continue
         for source in (name, name.removeprefix("trunk.")):
-            if source in given and given[source].shape == tensor.shape:
-                chosen[name] = given[source]
-                used.add(source)
+            found = next((one[source] for one in (exact, given) if source in one), None)
+            if found is not None and found.shape == tensor.shape:
+                chosen[name] = found
+                used |= {source, _unwrapped(source)}
                 break
     floating = [name for name in chosen if own[name].is_floating_point() and name.startswith("trunk.")]
     if not floating:
-        raise UserError(f"--weights {path}: nothing in it fits this network", fix="check --arch")
+        raise UserError(f"{flag} {path}: nothing in it fits this network", fix="check --arch")
     model.load_state_dict(chosen, strict=False)
-    return WeightsReport(path.name, len(chosen), len(own), sorted(set(own) - set(chosen)), sorted(set(given) - used))
+    trunk = [name for name in own if own[name].is_floating_point() and name.startswith("trunk.")]
+    return WeightsReport(
+        path.name,
+        len(chosen),
+        len(own),
+        sorted(set(own) - set(chosen)),
+        sorted(set(given) - used),
+        num_fitting=len(floating),
+        num_trunk=len(trunk),
+    )
 
 
 def save_resume(path: Path, values: dict[str, Any]) -> None:
@@ -156,25 +174,27 @@ def load_resume(path: Path, device: torch.device) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({first_line(error, 160)})", fix="start again with --overwrite") from error
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path, flag: str) -> dict[str, Tensor]:
     if not path.is_file():
-        raise UserError(f"--weights {path}: no such file")
+        raise UserError(f"{flag} {path}: no such file")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = _load_plain(path, torch.device("cpu"))
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"--weights {path}: not a plain state dict; loading it could run code", fix="save it as safetensors"
+            f"{flag} {path}: not a plain state dict; loading it could run code", fix="save it as safetensors"
         ) from error
     except Exception as error:  # a damaged file makes the readers raise almost anything
-        raise UserError(f"--weights {path}: not a weights file ({first_line(error, 160)})") from error
+        raise UserError(f"{flag} {path}: not a weights file ({first_line(error, 160)})") from error
     if isinstance(content, dict):
+        if "split_fingerprint" in content:
+            raise UserError(f"{flag} {path}: is for --resume", fix=f"give {path.with_name('best.safetensors')} instead")
         inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
         tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
         if tensors:
             return tensors
-    raise UserError(f"--weights {path}: holds no tensors", fix="give a state dict or safetensors file")
+    raise UserError(f"{flag} {path}: holds no tensors", fix="give a state dict or safetensors file")
 
 
 def _load_plain(path: Path, device: torch.device) -> Any:

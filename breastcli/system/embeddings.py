@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from breastcli.data.augment import Augmentation, dihedral
-from breastcli.data.loading import load_batches, make_batches, to_network
+from breastcli.data.loading import load_batches, to_network
 from breastcli.data.store import PreparedData, embeddings_file
 from breastcli.files import replacing
 from breastcli.models import Classifier, ModelOptions
@@ -21,7 +21,6 @@ from breastcli.system.runtime import autocast
 
 logger = logging.getLogger(__name__)
 
-BATCH_SIZE = 64
 HEAD_OPTIONS = ("num_classes", "dropout", "head", "last_layer", "scale")  # what an embedding does not depend on
 
 
@@ -42,14 +41,16 @@ def embed_rows(
     rows: np.ndarray,
     views: tuple[int, ...],
     dtype: torch.dtype,
+    batch_size: int = 32,
     workers: int | None = None,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
     """Return the embeddings of images in each of several positions, from the cache where it has them.
 
     The cache is ``store.embeddings_file`` in the prepared folder: float32 (N, D), NaN where nothing was computed yet.
-    Its key covers the images, every weight before the head, and the arithmetic. A folder that cannot be written is
-    no failure: the embeddings are then computed again next time.
+    Its key covers the images, every weight before the head, and the arithmetic. Every batch is filled up to the same
+    size, so that an embedding does not depend, not even in its last bit, on which others had to be computed with it. A
+    folder that cannot be written is no failure: the embeddings are then computed again next time.
 
     Args:
         model: network whose part before the head does not change; it is put into evaluation mode.
@@ -58,6 +59,7 @@ def embed_rows(
         rows: (n,) row numbers.
         views: elements of ``dihedral``.
         dtype: arithmetic of the network.
+        batch_size: images through the network at once.
         workers: threads that gather batches.
         on_batch: called with the number of images of every batch, also of those that the cache had.
 
@@ -65,8 +67,9 @@ def embed_rows(
         (V, n, D) float32 on the CPU.
     """
     model.eval()
-    key = _key(model, options, data, dtype)
-    return torch.stack([_embed_view(model, data, rows, view, dtype, workers, on_batch, key) for view in views])
+    key = _key(model, options, data, f"{dtype} {next(model.parameters()).device.type} {batch_size}")
+    settings = (dtype, batch_size, workers, on_batch, key)
+    return torch.stack([_embed_view(model, data, rows, view, *settings) for view in views])
 
 
 @torch.inference_mode()
@@ -76,6 +79,7 @@ def _embed_view(
     rows: np.ndarray,
     view: int,
     dtype: torch.dtype,
+    batch_size: int,
     workers: int | None,
     on_batch: Callable[[int], None],
     key: str,
@@ -87,13 +91,14 @@ def _embed_view(
     on_batch(len(rows) - len(missing))
     if len(missing):
         device = next(model.parameters()).device
+        padded = np.concatenate([missing, np.repeat(missing[-1:], -len(missing) % batch_size)])
         parts = []
-        for batch in load_batches(data, make_batches(missing, BATCH_SIZE), device, workers):
+        for batch in load_batches(data, list(padded.reshape(-1, batch_size)), device, workers):
             with autocast(device, dtype):
                 images = to_network(dihedral(batch.images, view))
                 parts.append(model.embed(model.features(images)).float().cpu())
-            on_batch(len(batch.labels))
-        found = torch.cat(parts).numpy()
+            on_batch(min(batch_size, len(missing) - batch_size * (len(parts) - 1)))
+        found = torch.cat(parts).numpy()[: len(missing)]
         if table is None:
             table = np.full((len(data.rows), found.shape[1]), np.nan, dtype=np.float32)
         table[missing] = found
@@ -102,12 +107,12 @@ def _embed_view(
     return torch.from_numpy(table[rows])
 
 
-def _key(model: Classifier, options: ModelOptions, data: PreparedData, dtype: torch.dtype) -> str:
+def _key(model: Classifier, options: ModelOptions, data: PreparedData, arithmetic: str) -> str:
     """Return a name for everything that an embedding depends on."""
     built = dataclasses.asdict(options)
     for name in HEAD_OPTIONS:
         del built[name]
-    digest = hashlib.sha256(f"{data.card['fingerprint']} {dtype} {built}".encode())
+    digest = hashlib.sha256(f"{data.card['fingerprint']} {arithmetic} {built}".encode())
     for name, tensor in model.state_dict().items():
         if not name.startswith("head."):
             digest.update(name.encode())

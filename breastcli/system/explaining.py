@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from breastcli.cams import CAMS, CamOptions, saliency_maps
+from breastcli.config import UserError
 from breastcli.data.masks import MaskSet
 from breastcli.metrics import faithfulness as faith
 from breastcli.metrics import localisation as local
@@ -52,12 +53,15 @@ class Explainer:
 
     def batches(self, images: np.ndarray) -> Iterator[Tensor]:
         """Yield uint8 batches (B, 3, H, W) on the device of images (n, H, W, 3)."""
-        for chunk in np.array_split(images, -(-len(images) // CHUNK)):
+        for chunk in np.array_split(images, -(-len(images) // min(CHUNK, self.options.batch_size))):
             yield torch.from_numpy(chunk).permute(0, 3, 1, 2).to(self.device)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Return class probabilities (n, K)."""
-        return predict_log_probs(self.model, self.batches(images), self.device, self.dtype).exp().numpy()
+        probs = predict_log_probs(self.model, self.batches(images), self.device, self.dtype).exp().numpy()
+        if not np.isfinite(probs).all():
+            raise UserError("the network's probabilities are not finite numbers", fix="use --precision fp32")
+        return probs
 
     def maps(
         self, images: np.ndarray, targets: np.ndarray, method: str, *, model: Classifier | None = None
@@ -204,5 +208,6 @@ def measure_faithfulness(
             [image_id, name, *(values[figure][place] for figure in FAITHFUL)]
             for place, image_id in enumerate(subjects.image_ids)
         ]
+    num_groups = len(set(subjects.groups))
     checks = {name: explainer.randomisation(subjects.images, targets, name) for name in maps}
-    return {"methods": figures, "randomisation": checks}, rows
+    return {"num_groups": num_groups, "methods": figures, "randomisation": checks}, rows

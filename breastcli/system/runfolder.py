@@ -27,8 +27,11 @@ RUNS = Path("runs")
 INFO, CONFIG, HISTORY = "run.json", "config.yaml", "history.csv"
 BEST, LAST, RESUME = "checkpoints/best.safetensors", "checkpoints/last.safetensors", "checkpoints/resume.pt"
 LOG = "log.txt"
-TRAINED = (BEST, LAST, RESUME, HISTORY, "timing.csv", "curves.png", LOG, "report.html")
+FACTS = tuple(name.replace(".safetensors", ".json") for name in (BEST, LAST))
+TRAINED = (BEST, LAST, *FACTS, RESUME, HISTORY, "timing.csv", "curves.png", "report.html")
 METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
+EXPLANATION, MAPS = "explain.json", "saliency.npz"
+EXPLAINED = (EXPLANATION, MAPS, "localisation.csv", "faithfulness.csv", "gallery.png", "comparison.png")
 EMBEDDING_PLOT = "embedding.png"
 PLOTS = ("confusion.png", "roc.png", "precision_recall.png", "reliability.png", "patients.png", EMBEDDING_PLOT)
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow", "safetensors")
@@ -84,8 +87,24 @@ def find_run(name: str) -> Run:
     return Run(folder, info, config)
 
 
+def remove_explanation(folder: Path) -> None:
+    """Remove what ``explain`` wrote into a folder, finished or not; nothing where its ``explain.json`` is missing."""
+    if not (folder / EXPLANATION).is_file():
+        return
+    try:
+        document = read_json(folder / EXPLANATION)
+        panels = [str(one["panel"]) for one in document["images"]]
+    except (UserError, KeyError, TypeError):
+        panels = []  # a damaged one
+    for name in [*panels, *EXPLAINED]:
+        if ".." not in Path(name).parts and not Path(name).is_absolute():
+            (folder / name).unlink(missing_ok=True)
+
+
 def remove_results(folder: Path) -> None:
-    """Remove what an earlier training and its evaluations wrote into a run folder; nothing else."""
+    """Remove what an earlier training, its evaluations and explanations wrote into a run folder; nothing else."""
+    for explanation in folder.glob(f"explain/*/{EXPLANATION}"):
+        remove_explanation(explanation.parent)
     evaluations = [path / name for path in folder.glob("evaluate/*") for name in (METRICS, PREDICTIONS, *PLOTS)]
     for path in [*(folder / name for name in TRAINED), *evaluations]:
         path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,11 @@ SMOKE_IMAGES = 64
 
 
 def start_session(
-    config: TrainConfig, data: PreparedData, device: torch.device, progress: Progress, *, resuming: bool
+    config: TrainConfig,
+    data: PreparedData,
+    device: torch.device,
+    progress: Progress,
+    saved: dict[str, Any] | None = None,
 ) -> Session:
     """Choose the images, build the network and everything around it.
 
@@ -38,22 +43,18 @@ def start_session(
         data: prepared folder.
         device: where to compute.
         progress: what to tell about embeddings being computed.
-        resuming: whether weights come later, from the interrupted run.
+        saved: what an interrupted run left: its weights take the place of those to start from.
 
     Raises:
         UsageError: options that do not go together.
         UserError: the data or weights cannot be used.
         LeakError: the run to start from was trained on another split of this data set.
     """
-    if config.unfreeze_at and config.freeze == "none":
-        raise UsageError(f"--unfreeze-at {config.unfreeze_at}: nothing is frozen", fix="add --freeze")
+    _check_unfreezing(config)
     rows = _choose_rows(config, data)
     counts = _count_classes(data, rows)
     seed_everything(config.seed)
-    options = complete(_model_options(config, data))
-    # A resumed run brings its own weights.
-    model = build_model(options, pretrained=config.pretrained and not resuming)
-    ancestors = load_start(model, config, data.card, apply=not resuming)
+    model, options, ancestors = _build(config, data, saved)
     num_frozen = freeze(model, config.freeze)
     logger.info("%s: %s parameters, %s frozen", config.arch, f"{num_parameters(model):,}", f"{num_frozen:,}")
     model = model.to(device=device, memory_format=torch.channels_last)
@@ -72,10 +73,32 @@ def start_session(
         optimizer=make_optimizer(model, config, device),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         loss=make_loss(config.loss, margin, scale, None if weights is None else weights.to(device), log_prior),
-        feed=_make_feed(config, model, options, data, rows, dtype, progress),
+        feed=_make_feed(config, model, options, data, rows, dtype, progress, cached=saved and saved["cached"]),
         ancestors=ancestors,
         progress=progress,
     )
+
+
+def _build(
+    config: TrainConfig, data: PreparedData, saved: dict[str, Any] | None
+) -> tuple[Classifier, ModelOptions, list[dict[str, Any]]]:
+    """Return the network with the weights to start or go on from, its options, and what it was trained on before."""
+    if saved is None:
+        options = complete(_model_options(config, data))
+        model = build_model(options, pretrained=config.pretrained)
+        return model, options, load_start(model, config, data.card)
+    options = ModelOptions(**saved["options"])
+    model = build_model(options)
+    model.load_state_dict(saved["model"])
+    return model, options, saved["ancestors"]
+
+
+def _check_unfreezing(config: TrainConfig) -> None:
+    if config.unfreeze_at and config.freeze == "none":
+        raise UsageError(f"--unfreeze-at {config.unfreeze_at}: nothing is frozen", fix="add --freeze")
+    if config.unfreeze_at and config.unfreeze_at > config.epochs:
+        fix = f"give at most {config.epochs}, or leave it out"
+        raise UsageError(f"--unfreeze-at {config.unfreeze_at}: there are {config.epochs} epochs", fix=fix)
 
 
 def _choose_rows(config: TrainConfig, data: PreparedData) -> dict[str, np.ndarray]:
@@ -133,22 +156,28 @@ def _make_feed(
     rows: dict[str, np.ndarray],
     dtype: torch.dtype,
     progress: Progress,
+    *,
+    cached: bool | None,
 ) -> Feed:
-    """Return what training is fed with: embeddings where only the head learns and it pays, else images."""
+    """Return what training is fed with: embeddings where only the head learns and it pays, else images.
+
+    A resumed run goes on as it began (``cached``), also when its number of epochs has changed.
+    """
     policy = POLICIES[config.augment]
     device = next(model.parameters()).device
     views = views_of(policy)
-    learns = any(one.requires_grad for name, one in model.named_parameters() if not name.startswith("head."))
+    learns = {name.split(".")[0] for name, one in model.named_parameters() if one.requires_grad} - {"head"}
     if config.cache_embeddings == "on":
         if learns or config.unfreeze_at:
-            raise UsageError(
-                "--cache-embeddings on: more than the head learns", fix="use --freeze trunk, no --unfreeze-at"
-            )
+            parts = f" ({', '.join(sorted(learns))})" if learns else ""
+            fix = "use --freeze trunk, no --unfreeze-at, and a network whose other parts do not learn"
+            raise UsageError(f"--cache-embeddings on: more than the head learns{parts}", fix=fix)
         if views is None:
             fix = "use --augment none, light or wang"
             raise UsageError(f"--cache-embeddings on: --augment {config.augment} makes every image a new one", fix=fix)
     fits = not learns and not config.unfreeze_at and views is not None
     pays = config.cache_embeddings == "on" or (config.cache_embeddings == "auto" and len(views or ()) <= config.epochs)
+    pays = pays if cached is None else cached
     if views is None or not (fits and pays):
         return ImageFeed(data, policy, device, dtype, config.batch_size, config.workers)
     every = np.concatenate([rows["train"], rows["val"]])
@@ -161,6 +190,7 @@ def _make_feed(
         every,
         views,
         dtype,
+        config.batch_size,
         config.workers,
         on_batch=lambda count: progress.advance("embeddings", count),
     )

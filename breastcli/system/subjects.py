@@ -13,7 +13,7 @@ import torch
 
 from breastcli.config import ExplainConfig, UsageError, UserError
 from breastcli.data.datasets import DATASETS, Rejection
-from breastcli.data.masks import MaskSet, load_masks
+from breastcli.data.masks import MASK_ENDING, MaskSet, load_masks
 from breastcli.data.reading import FileReader, find_files
 from breastcli.data.store import PreparedData
 from breastcli.parsing import parse_magnification
@@ -60,7 +60,7 @@ class Subjects:
         try:
             return load_masks(self.paths, self.sizes_px, self.root, folder, self.images.shape[1])
         except UserError as error:
-            if dataset in WITHOUT_MASKS and self.labels is not None:
+            if dataset in WITHOUT_MASKS and self.labels is not None and error.problem.startswith("no mask"):
                 raise UserError(
                     f"{error.problem} ({WITHOUT_MASKS[dataset]})",
                     fix="explain images that have masks with --images, or measure --faithfulness, which needs none",
@@ -68,7 +68,7 @@ class Subjects:
             raise
 
 
-WITHOUT_MASKS = {"breakhis": "BreakHis was published without masks", "sample": "the drawn sample has no masks"}
+WITHOUT_MASKS = {"breakhis": "BreakHis was published without masks"}
 
 
 def from_split(run: Run, data: PreparedData, split: str, num: int | None, seed: int) -> Subjects:
@@ -107,6 +107,8 @@ def from_files(config: ExplainConfig, facts: dict[str, Any], num: int | None) ->
         UserError: no file can be read.
     """
     files = find_files(config.images)
+    if config.masks:
+        files = _without_masks(files, Path(config.masks))
     if num is not None and num < len(files):
         chosen = np.random.default_rng(config.seed).permutation(len(files))[:num]
         files = [files[place] for place in sorted(chosen)]
@@ -115,7 +117,7 @@ def from_files(config: ExplainConfig, facts: dict[str, Any], num: int | None) ->
     images = np.concatenate([batch.permute(0, 2, 3, 1).numpy() for batch in batches])
     records = [DATASETS.get(facts["dataset"]["name"]).describe(str(file)) for file in reader.kept]
     patients = _patients(config.patients, reader.kept) or [one.patient if one else "" for one in records]
-    ids = _unique([file.stem for file in reader.kept])
+    ids = unique_names([file.stem for file in reader.kept])
     exams = [one.exam if one and not config.patients else "" for one in records]
     folders = [Path(name) for name in config.images if Path(name).is_dir()]
     return Subjects(
@@ -170,11 +172,25 @@ def _patients(pattern: str | None, files: list[Path]) -> list[str]:
     return [(match.group(1) if expression.groups else match.group(0)) or "" for match in matches if match]
 
 
-def _unique(names: list[str]) -> list[str]:
-    """Number the second and later of equal names."""
-    seen: dict[str, int] = {}
-    unique = []
+def unique_names(names: list[str]) -> list[str]:
+    """Return the names, numbered where one has been taken before."""
+    taken: dict[str, None] = {}
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        unique.append(name if seen[name] == 1 else f"{name}~{seen[name]}")
-    return unique
+        number, candidate = 1, name
+        while candidate in taken:
+            number += 1
+            candidate = f"{name}~{number}"
+        taken[candidate] = None
+    return list(taken)
+
+
+def _without_masks(files: list[Path], masks: Path) -> list[Path]:
+    """Leave out files that are masks themselves: that end like one of another file, or lie in the masks' own folder."""
+    stems = {file.stem for file in files}
+    images = [file for file in files if MASK_ENDING.sub("", file.stem) == file.stem or not _has_image(file, stems)]
+    outside = [file for file in images if masks not in file.parents]
+    return outside or images
+
+
+def _has_image(file: Path, stems: set[str]) -> bool:
+    return MASK_ENDING.sub("", file.stem) in stems

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from breastcli.config import TrainConfig, UserError
+from breastcli.config import TrainConfig, UsageError, UserError
 from breastcli.data.augment import POLICIES
 from breastcli.data.loading import make_batches
 from breastcli.data.store import PreparedData
@@ -55,7 +55,9 @@ def make_optimizer(model: Classifier, config: TrainConfig, device: torch.device)
     learning = [one for one in model.parameters() if one.requires_grad or config.unfreeze_at]
     groups = [{"params": learning, "initial_lr": config.lr}]
     if config.trunk_lr is not None:
-        trunk = {id(one) for one in model.trunk.parameters()}
+        if not any(one.requires_grad or config.unfreeze_at for one in model.trunk.parameters()):
+            raise UsageError(f"--trunk-lr {config.trunk_lr:g}: the trunk is frozen", fix="leave one of the two out")
+        trunk = {id(one) for module in model.published_parts() for one in module.parameters()}
         groups = [
             {"params": [one for one in learning if id(one) not in trunk], "initial_lr": config.lr},
             {"params": [one for one in learning if id(one) in trunk], "initial_lr": config.trunk_lr},

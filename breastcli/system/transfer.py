@@ -14,16 +14,13 @@ from breastcli.system.runfolder import find_run
 logger = logging.getLogger(__name__)
 
 
-def load_start(
-    model: Classifier, config: TrainConfig, card: dict[str, Any], *, apply: bool = True
-) -> list[dict[str, Any]]:
+def load_start(model: Classifier, config: TrainConfig, card: dict[str, Any]) -> list[dict[str, Any]]:
     """Load what ``--weights`` or ``--init-from`` names; return the splits that it was trained on.
 
     Args:
         model: network to load into; the head of another run is left out.
         config: the new run's configuration.
         card: of the prepared folder that it will be trained on.
-        apply: load the weights, or only find out where they come from.
 
     Returns:
         One entry per earlier training, oldest first: data set, fingerprint of its split, and fold.
@@ -48,8 +45,11 @@ def load_start(
                 f"{given} was trained on another split or fold of {card['name']}, so on images that are held out here",
                 fix="train it on this split and fold first",
             )
-    if apply:
-        logger.info("weights: %s", load_initial_weights(model, path, head=not config.init_from))
+    flag = "--init-from" if config.init_from else "--weights"
+    report = load_initial_weights(model, path, head=not config.init_from, flag=flag)
+    logger.info("weights: %s", report)
+    if report.num_fitting < report.num_trunk / 2:
+        logger.warning("%s: only %d of the trunk's %d tensors fit", given, report.num_fitting, report.num_trunk)
     return ancestors
 
 
