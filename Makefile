@@ -29,7 +29,8 @@ demo: $(STAMP)  ## draw the sample data set and run the whole chain on it
 	$(BIN)/breastcli train --arch timm/resnet10t --data $(DEMO)/data --out $(DEMO)/run --device $(DEVICE) \
 	  --epochs 12 --lr 1e-3 --schedule cosine --augment light --imbalance weights --overwrite
 	$(BIN)/breastcli evaluate $(DEMO)/run --device $(DEVICE) --overwrite
-	$(BIN)/breastcli explain $(DEMO)/run --device $(DEVICE) --method dtgradcam,gradcam --num 8 --overwrite
+	$(BIN)/breastcli explain $(DEMO)/run --device $(DEVICE) --method dtgradcam,gradcam --masks $(DEMO)/raw/masks \
+	  --num 24 --target malignant --overwrite
 	$(BIN)/breastcli predict $(DEMO)/run $(DEMO)/raw/BreaKHis_v1/histology_slides/breast/benign/SOB/adenosis \
 	  --out $(DEMO)/predictions.csv --device $(DEVICE) --overwrite
 	@echo
