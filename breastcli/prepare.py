@@ -14,13 +14,7 @@ from typing import Any
 import numpy as np
 
 from breastcli import __version__
-from breastcli.config import (
-    SPLITS,
-    LeakError,
-    PrepareConfig,
-    UsageError,
-    UserError,
-)
+from breastcli.config import SPLITS, LeakError, PrepareConfig, UsageError, UserError
 from breastcli.data.audit import Audit, PreparedRecord, audit
 from breastcli.data.datasets import DataSet, Rejection, find_dataset
 from breastcli.data.images import RejectedImageError, read_rgb

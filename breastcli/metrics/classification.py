@@ -15,7 +15,7 @@ import numpy as np
 from breastcli.config import UsageError, UserError
 from breastcli.metrics.calibration import NUM_BINS, brier_losses, top_label
 from breastcli.metrics.figures import IBA_ALPHA, class_figures, count_figures, mean_over, ranking_areas
-from breastcli.metrics.intervals import group_weights, percentile_interval, wilson
+from breastcli.metrics.intervals import percentile_interval, resampled_weights, wilson
 from breastcli.records import Interval, Predictions, Scores
 
 FEW_GROUPS = 10
@@ -122,7 +122,7 @@ def score_patients(predictions: Predictions, *, resamples: int = 2000, seed: int
     _labels(predictions)
     votes = predictions.by_patient("vote")
     shares = votes.probs[np.arange(len(votes)), votes.labels]  # of the patient's images, predicted as their true class
-    weights, member = _resamples(votes.groups(), resamples, seed)
+    weights, member = resampled_weights(votes.groups(), resamples, seed)
     with np.errstate(divide="ignore", invalid="ignore"):
         rates = weights @ np.bincount(member, shares) / (weights @ np.bincount(member))
     return PatientScores(
@@ -211,19 +211,12 @@ def _labels(predictions: Predictions) -> np.ndarray:
     return predictions.labels
 
 
-def _resamples(groups: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (1 + R, G) group counts, the data themselves first, and each row's column; R is 0 for a single group."""
-    varied = len(set(groups)) > 1  # resampling one group would always give the data themselves: a width of zero
-    counts, member = group_weights(groups, resamples if varied else 0, np.random.default_rng(seed))
-    return np.concatenate([np.ones_like(counts, shape=(1, counts.shape[1])), counts]), member
-
-
 def _score(
     predictions: Predictions, level: Literal["image", "patient"], resamples: int, seed: int, notes: tuple[str, ...] = ()
 ) -> Scores:
     labels = _labels(predictions)
     num_classes = len(predictions.classes)
-    weights, member = _resamples(predictions.groups(), resamples, seed)
+    weights, member = resampled_weights(predictions.groups(), resamples, seed)
     overall, per_class = _all_figures(predictions, labels, weights, member)
     confusion = np.bincount(labels * num_classes + predictions.predicted, minlength=num_classes**2)
     confusion = confusion.reshape(num_classes, num_classes)

@@ -54,6 +54,13 @@ def group_weights(groups: np.ndarray, resamples: int, rng: np.random.Generator) 
     return counts, member
 
 
+def resampled_weights(groups: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (1 + R, G) group counts, the data themselves first, and each row's column; R is 0 for a single group."""
+    varied = len(set(groups)) > 1  # resampling one group would always give the data themselves: a width of zero
+    counts, member = group_weights(groups, resamples if varied else 0, np.random.default_rng(seed))
+    return np.concatenate([np.ones_like(counts, shape=(1, counts.shape[1])), counts]), member
+
+
 def percentile_interval(value: float, samples: np.ndarray, level: float = 0.95) -> Interval:
     """Return ``value`` with the percentiles of its resampled values.
 

@@ -14,7 +14,7 @@ from skimage.filters import threshold_otsu
 
 from breastcli.config import UsageError, UserError
 from breastcli.metrics.classification import Metric
-from breastcli.metrics.intervals import group_weights, percentile_interval
+from breastcli.metrics.intervals import percentile_interval, resampled_weights
 from breastcli.records import Interval
 
 RuleName = Literal["otsu", "fixed", "val", "quantile"]
@@ -215,7 +215,7 @@ def score_localisation(
     has_region = counts[:, 2] > 0
     scored = counts[has_region]
     per_image = _per_image(saliency, masks, counts)
-    weights, member = _resamples(groups[has_region], resamples, seed)
+    weights, member = resampled_weights(groups[has_region], resamples, seed)
     pooled = overlap(*(weights @ _sum_by_group(scored, member, weights.shape[1])).T)
     return LocalisationScores(
         rule=str(rule),
@@ -244,7 +244,7 @@ def paired_difference(
     """
     difference = a - b
     known = ~np.isnan(difference)
-    return _mean(difference[known], *_resamples(groups[known], resamples, seed))
+    return _mean(difference[known], *resampled_weights(groups[known], resamples, seed))
 
 
 def overlap(hits: np.ndarray, num_selected: np.ndarray, num_region: np.ndarray) -> dict[str, np.ndarray]:
@@ -343,13 +343,6 @@ def _largest(saliency: np.ndarray, share: float) -> np.ndarray:
     num_selected = int(share * saliency.size + 1e-6)  # 1 - 0.8 falls short of 0.2
     left_out = max(saliency.size - num_selected - 1, 0)
     return saliency > np.partition(saliency, left_out, axis=None)[left_out]
-
-
-def _resamples(groups: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (1 + R, G) group counts, the data themselves first, and each row's column; R is 0 for a single group."""
-    varied = len(set(groups)) > 1  # resampling one group would always give the data themselves: a width of zero
-    counts, member = group_weights(groups, resamples if varied else 0, np.random.default_rng(seed))
-    return np.concatenate([np.ones_like(counts, shape=(1, counts.shape[1])), counts]), member
 
 
 def _sum_by_group(values: np.ndarray, member: np.ndarray, num_groups: int) -> np.ndarray:

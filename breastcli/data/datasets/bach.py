@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 from breastcli.data.datasets import (
@@ -50,10 +51,6 @@ def scan(root: Path) -> Scan:
     return Scan(records, rejected, [count_note("BACH", records, NUM_IMAGES)])
 
 
-def _recognises(root: Path) -> bool:
-    return holds_images(root, describe)
-
-
 DATASETS.register("bach")(
     DataSet(
         name="bach",
@@ -62,7 +59,7 @@ DATASETS.register("bach")(
         citation="Aresta, Araújo, Kwok, et al.: BACH: Grand challenge on breast cancer histology images. "
         "Medical Image Analysis 56, 2019.",
         homepage="iciar2018-challenge.grand-challenge.org (doi.org/10.5281/zenodo.3632035)",
-        recognises=_recognises,
+        recognises=partial(holds_images, describe=describe),
         scan=scan,
         describe=describe,
         classes=("benign", "malignant"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from breastcli.config import MAGNIFICATIONS
@@ -86,10 +87,6 @@ def count_notes(records: list[ImageRecord]) -> list[str]:
     return wrong or [f"all {NUM_IMAGES:,} images of BreakHis; every count is as published"]
 
 
-def _recognises(root: Path) -> bool:
-    return holds_images(root, describe)
-
-
 DATASETS.register("breakhis")(
     DataSet(
         name="breakhis",
@@ -98,7 +95,7 @@ DATASETS.register("breakhis")(
         citation="Spanhol, Oliveira, Petitjean, Heutte: A dataset for breast cancer histopathological image "
         "classification. IEEE Transactions on Biomedical Engineering 63(7), 2016.",
         homepage="web.inf.ufpr.br/vri/databases/breast-cancer-histopathological-database-breakhis",
-        recognises=_recognises,
+        recognises=partial(holds_images, describe=describe),
         scan=scan,
         describe=describe,
         classes=CLASSES,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 from breastcli.data.datasets import (
@@ -64,10 +65,6 @@ def scan(root: Path) -> Scan:
     return Scan(records, rejected, [count_note("LC25000", records, NUM_IMAGES), SIBLINGS])
 
 
-def _recognises(root: Path) -> bool:
-    return holds_images(root, describe)
-
-
 DATASETS.register("lc25000")(
     DataSet(
         name="lc25000",
@@ -76,7 +73,7 @@ DATASETS.register("lc25000")(
         citation="Borkowski, Bui, Thomas, Wilson, DeLand, Mastorides: Lung and colon cancer histopathological image "
         "dataset (LC25000). arXiv:1912.12142, 2019.",
         homepage="github.com/tampapath/lung_colon_image_set",
-        recognises=_recognises,
+        recognises=partial(holds_images, describe=describe),
         scan=scan,
         describe=describe,
         classes=("benign", "malignant"),

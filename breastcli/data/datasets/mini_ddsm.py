@@ -7,6 +7,7 @@ to 0-255 whatever an image's own darkest and brightest values are. The grey valu
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 from breastcli.data.datasets import (
@@ -62,10 +63,6 @@ def scan(root: Path) -> Scan:
     return Scan(records, rejected, notes)
 
 
-def _recognises(root: Path) -> bool:
-    return holds_images(root, describe)
-
-
 DATASETS.register("mini_ddsm")(
     DataSet(
         name="mini_ddsm",
@@ -74,7 +71,7 @@ DATASETS.register("mini_ddsm")(
         citation="Lekamlage, Afzal, Westerberg, Cheddad: Mini-DDSM: Mammography-based automatic age estimation. "
         "3rd International Conference on Digital Medicine and Image Processing (DMIP), 2020.",
         homepage="ardisdataset.github.io/MiniDDSM (kaggle.com/datasets/cheddad/miniddsm2)",
-        recognises=_recognises,
+        recognises=partial(holds_images, describe=describe),
         scan=scan,
         describe=describe,
         classes=("benign", "malignant"),

@@ -6,6 +6,7 @@ The files are grey slices of many sizes saved as RGB or RGBA; transparency is la
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 from breastcli.data.datasets import (
@@ -52,10 +53,6 @@ def scan(root: Path) -> Scan:
     return Scan(records, rejected, [count_note("SARS-CoV-2 CT", records, NUM_IMAGES)])
 
 
-def _recognises(root: Path) -> bool:
-    return holds_images(root, describe)
-
-
 DATASETS.register("sars_cov2_ct")(
     DataSet(
         name="sars_cov2_ct",
@@ -64,7 +61,7 @@ DATASETS.register("sars_cov2_ct")(
         citation="Soares, Angelov, Biaso, Higa Froes, Kanda Abe: SARS-CoV-2 CT-scan dataset: A large dataset of real "
         "patients CT scans for SARS-CoV-2 identification. medRxiv 2020.04.24.20078584, 2020.",
         homepage="kaggle.com/datasets/plameneduardo/sarscov2-ctscan-dataset",
-        recognises=_recognises,
+        recognises=partial(holds_images, describe=describe),
         scan=scan,
         describe=describe,
         classes=CLASSES,
