@@ -13,10 +13,12 @@ from typing import Annotated, Any
 import typer
 
 from breastcli import __version__
-from breastcli.config import JOBS, JobConfig, UserError, field_types, flag_of, read_section, resolve, to_yaml
+from breastcli.config import JOBS, JobConfig, UserError, field_types, flag_of
+from breastcli.configfile import read_section, resolve, to_yaml
 
 SUMMARIES = {
     "prepare": "Turn a raw data set into one array of images with a split that does not leak.",
+    "synthesize": "Learn to draw training images of rare classes, and measure whether they are any good.",
     "train": "Train a network on a prepared data set.",
     "evaluate": "Score a run, or the folds of a cross-validation, on images it never saw.",
     "explain": "Show where a network looks, and measure whether that is so.",

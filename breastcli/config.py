@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 MAGNIFICATIONS = ("40X", "100X", "200X", "400X")
 SPLITS = ("train", "val", "test")
@@ -114,6 +112,70 @@ class PrepareConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SynthesizeConfig(JobConfig):
+    """Options of ``breastcli synthesize``."""
+
+    step: str = option(
+        "all",
+        "fit a conditional GAN, generate images with it, assess it or a folder of images; all fits and generates.",
+        choices=("all", "fit", "generate", "assess"),
+        positional=True,
+    )
+    run: str | None = option(
+        None,
+        "Run folder of the GAN (default: runs/cwgan-MAG), or a folder of synthetic images to assess.",
+        positional=True,
+    )
+    out: str | None = option(
+        None, "Folder of synthetic images (default: DATA-synthetic); of fit the run folder.", metavar="DIR"
+    )
+    data: str | None = option(None, "Prepared folder (default: data/breakhis, or the run's own).", metavar="DIR")
+    mag: str = option("all", "fit: magnification.", metavar="all|40x|100x|200x|400x")
+    fold: int | None = option(None, "fit: fold to keep for testing, where the data set has folds.", at_least=0)
+    classes: str = option("all", "fit: classes or subtypes to learn, separated by commas.", metavar="all|A,B")
+    condition: str = option(
+        "class", "fit: what an image is asked for by.", choices=("class", "subtype", "class+magnification")
+    )
+    size: int = option(64, "fit: side of the generated images in pixels: 64, 128, 256 or 512.", at_least=16)
+    width: int = option(32, "fit: channels at full size; they double at each halving, up to 8 times.", at_least=4)
+    kimg: float = option(300.0, "fit: thousands of real images to show the critic.", at_least=0.001)
+    batch_size: int = option(32, "fit: images per step; generate, assess: at once.", at_least=2)
+    lr: float = option(0.0025, "fit: learning rate of generator and critic.", at_least=0.0)
+    objective: str = option(
+        "wgan-gp", "fit: losses (paper: Wasserstein critic, hinge generator).", choices=("wgan-gp", "hinge", "paper")
+    )
+    gp_weight: float = option(10.0, "fit: weight of the two-sided gradient penalty.", at_least=0.0)
+    gamma: float = option(1.0, "fit: weight of the R1 penalty, taken every 16 steps.", at_least=0.0)
+    feature_weight: float = option(0.0, "fit: weight of feature matching in the generator's loss.", at_least=0.0)
+    diffaugment: str = option(
+        "color,translation,cutout",
+        "fit: differentiable augmentation of what the critic sees.",
+        metavar="none|color,translation,cutout",
+    )
+    turn: bool = option(True, "fit: show real images in all eight flips and turns.")
+    ema: float = option(10.0, "fit: half-life of the averaged generator in thousands of images.", at_least=0.0)
+    n_critic: int = option(1, "fit: steps of the critic for one of the generator.", at_least=1)
+    snapshot: float | None = option(
+        None, "fit: thousands of images between snapshots (default: 20 in all).", at_least=0.001, metavar="KIMG"
+    )
+    on_collapse: str = option("stop", "fit: what to do when the images become all alike.", choices=("stop", "warn"))
+    label: str = option(
+        "minority", "generate: class or condition, several separated by commas.", metavar="minority|all|A,B"
+    )
+    num: int | None = option(
+        None, "generate: images of each label (default: as many as balance the training classes).", at_least=1
+    )
+    truncation: float = option(1.0, "generate: pull towards the mean image; 1 for none.", at_least=0.0)
+    features: str = option(
+        "latest", "assess: trained run whose features are compared, or inception.", metavar="RUN|latest|inception"
+    )
+    split: str = option("val", "assess: held-out split to compare with.", choices=("val", "test"))
+    draws: int = option(20, "assess: repeated draws of images for each figure.", at_least=2)
+    resume: bool = option(False, "fit: continue an interrupted run.")
+    smoke: bool = option(False, "fit: a minute-long trial: a tiny network on 256 images.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig(JobConfig):
     """Options of ``breastcli train``. Defaults are those of the DALAResNet50 paper (section IV-A)."""
 
@@ -187,6 +249,14 @@ class TrainConfig(JobConfig):
         "Scale images to [-1, 1] (symmetric, as the papers) or as the published weights expect (native; auto: native "
         "for timm/, torchvision/ and hf-hub: networks).",
         choices=("auto", "symmetric", "native"),
+    )
+    extra: str | None = option(
+        None, "Folder of `synthesize` whose images of the minority classes join the training images.", metavar="DIR"
+    )
+    extra_ratio: float | None = option(
+        None,
+        "At most this many images of --extra for each real training image of a class (default: all).",
+        at_least=0.0,
     )
     patience: int | None = option(None, "Stop after this many epochs without a better score.", at_least=1)
     monitor: str = option(
@@ -266,80 +336,12 @@ class PredictConfig(JobConfig):
 
 JOBS: dict[str, type[JobConfig]] = {
     "prepare": PrepareConfig,
+    "synthesize": SynthesizeConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "explain": ExplainConfig,
     "predict": PredictConfig,
 }
-
-Config = TypeVar("Config", bound=JobConfig)
-
-
-def resolve(kind: type[Config], section: Mapping[str, Any], flags: Mapping[str, Any]) -> Config:
-    """Merge flags over a YAML section over the defaults.
-
-    Raises:
-        UsageError: an unknown key (the nearest one is named) or a value of the wrong kind.
-    """
-    known = {field.name for field in dataclasses.fields(kind)}
-    values: dict[str, Any] = {}
-    for key, value in section.items():
-        name = str(key).replace("-", "_")
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            raise UsageError(f"unknown key {key!r}", fix=f"did you mean {near[0]!r}?" if near else "see --help")
-        values[name] = _from_yaml(kind, name, value)
-    values |= {name: value for name, value in flags.items() if value is not None and value != ()}
-    return kind(**values)
-
-
-def _from_yaml(kind: type[JobConfig], name: str, value: Any) -> Any:
-    """Undo YAML's own ideas: lists for tuples, and "1e-4" (no dot) read as text."""
-    if isinstance(value, list):
-        return tuple(value)
-    kind_of = field_types(kind)[name]
-    if kind_of in (str, str | None) and isinstance(value, (bool, int)):  # freeze: 50, mag: 100, cache_embeddings: on
-        return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
-    if isinstance(value, str) and field_types(kind)[name] is float:
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def read_section(path: Path, job: str) -> dict[str, Any]:
-    """Read one job's section of a YAML file; an absent section is empty.
-
-    Raises:
-        UsageError: the file is missing, is not YAML, or has a section that belongs to no job.
-    """
-    import yaml
-
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", fix="check --config") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = f" in line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
-        raise UsageError(f"{path} is not valid YAML{line}", fix="check --config") from error
-    sections = document or {}
-    if not isinstance(sections, dict) or not all(isinstance(part, dict) for part in sections.values()):
-        raise UsageError(f"{path} needs one section per job", fix=f"such as '{job}:' with its keys indented below")
-    for name in sections:
-        if name not in JOBS:
-            near = get_close_matches(str(name), JOBS, n=1)
-            raise UsageError(f"{path}: unknown section {name!r}", fix=f"did you mean {(near or list(JOBS))[0]!r}?")
-    return sections.get(job, {})
-
-
-def to_yaml(config: JobConfig) -> str:
-    """Return the configuration as YAML that ``--config`` reads back."""
-    import yaml
-
-    job = next(name for name, kind in JOBS.items() if kind is type(config))
-    values = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}
-    return yaml.safe_dump({job: values}, sort_keys=False, allow_unicode=True)
 
 
 def field_types(kind: type[JobConfig]) -> dict[str, Any]:

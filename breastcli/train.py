@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from breastcli.config import TrainConfig, UserError, read_section, resolve
+from breastcli.config import TrainConfig, UserError
+from breastcli.configfile import read_section, resolve
 from breastcli.data.store import PreparedData
 from breastcli.files import claim_folder, write_csv
 from breastcli.models import num_parameters

@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 COMMAND_LINE = {"cli", "console", "__main__"}
 # Imports point down: a module may import its own layer's package and lower layers only.
 LAYERS = {
-    **dict.fromkeys(("config", "parsing", "records", "registry", "files", "progress", "__init__"), 0),
+    **dict.fromkeys(("config", "configfile", "parsing", "records", "registry", "files", "progress", "__init__"), 0),
     **dict.fromkeys(("data", "models", "losses"), 1),
     **dict.fromkeys(("system", "metrics", "cams", "gan"), 2),
     "reporting": 3,

@@ -11,10 +11,8 @@ from breastcli.config import (
     PrepareConfig,
     TrainConfig,
     UsageError,
-    read_section,
-    resolve,
-    to_yaml,
 )
+from breastcli.configfile import read_section, resolve, to_yaml
 from breastcli.parsing import parse_classes, parse_magnification, parse_ratio
 
 SAMPLE_CONFIGS = sorted((Path(__file__).parents[1] / "sample_configs").glob("*.yaml"))

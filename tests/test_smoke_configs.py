@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from breastcli.config import PrepareConfig, read_section, resolve
+from breastcli.config import PrepareConfig
+from breastcli.configfile import read_section, resolve
 from breastcli.prepare import prepare
 
 CONFIGS = sorted((Path(__file__).parents[1] / "sample_configs").glob("smoke-*.yaml"))

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from breastcli.config import TrainConfig, UserError, to_yaml
+from breastcli.config import TrainConfig, UserError
+from breastcli.configfile import to_yaml
 from breastcli.data.store import PreparedData
 from breastcli.losses import Loss
 from breastcli.models import ModelOptions, build_model
