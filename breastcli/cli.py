@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -121,7 +122,7 @@ def _run(
     debug: bool,
 ) -> int:
     """Run one job and return the exit code."""
-    from breastcli import console
+    from breastcli import console, show
 
     try:
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items()}
@@ -133,13 +134,16 @@ def _run(
         if getattr(resolved, "arch", "") == "help":
             console.show_architectures(as_json=json)
             return 0
-        with console.watching(quiet=quiet) as progress:
+        speaks = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one
+        with console.watching(quiet=quiet or not speaks) as progress:
             module = importlib.import_module(f"breastcli.{job}")
             result = getattr(module, job)(resolved, progress)
+        if not speaks:
+            return 0
         if json:
             console.show_json(result)
         else:
-            console.SHOW[job](result)
+            show.SHOW[job](result)
     except UserError as error:
         if debug:
             raise

@@ -75,13 +75,17 @@ class EvaluateResult:
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """One run's predictions; ``embeddings`` is (N, D), or (N, 0) where nobody asked for them."""
+    """One run's predictions; ``embeddings`` is (N, D), or (N, 0) where nobody asked for them.
+
+    ``synthetic`` tells whether it was trained with synthetic images.
+    """
 
     run: Run
     data: PreparedData
     predictions: Predictions
     threshold: float | None
     epoch: int
+    synthetic: bool
     embeddings: np.ndarray
 
 
@@ -172,7 +176,8 @@ def _evaluate_run(run: Run, config: EvaluateConfig, device: torch.device, progre
     ids = strings(record.image_id for record in records)
     predictions = Predictions(ids, data.classes, probs, predicted, data.labels[rows], columns)
     embeddings = torch.cat(kept).numpy() if kept else np.zeros((len(rows), 0), dtype=np.float32)
-    return _Evaluated(run, data, predictions, threshold, int(facts["epoch"]), embeddings)
+    synthetic = bool(facts.get("synthetic"))  # older checkpoints do not say
+    return _Evaluated(run, data, predictions, threshold, int(facts["epoch"]), synthetic, embeddings)
 
 
 def _predict(
@@ -255,6 +260,7 @@ def _provenance(parts: list[_Evaluated], config: EvaluateConfig) -> dict[str, An
             "name": card["name"],
             "drawn": card["drawn"],
             "leaky": card["split"]["leaky"],
+            "synthetic": any(part.synthetic for part in parts),
             "split_level": card["split"]["level"],
             "fingerprint": card["fingerprint"],
             "split_fingerprint": card["split_fingerprint"],
@@ -281,7 +287,7 @@ def _spread(parts: list[_Evaluated], settings: dict[str, int]) -> dict[str, Any]
 
 
 def _draw_plots(out: Path, predictions: Predictions, image: Scores, dataset: dict[str, Any]) -> None:
-    stamp = stamp_of(dataset["leaky"], dataset["drawn"])
+    stamp = stamp_of(dataset["leaky"], dataset["drawn"], dataset["synthetic"])
     plots.plot_confusion(image, out / "confusion.png", stamp=stamp)
     plots.plot_roc(predictions, out / "roc.png", stamp=stamp)
     plots.plot_precision_recall(predictions, out / "precision_recall.png", stamp=stamp)
@@ -293,7 +299,7 @@ def _draw_plots(out: Path, predictions: Predictions, image: Scores, dataset: dic
 def _draw_embedding(out: Path, part: _Evaluated) -> dict[str, float | None]:
     """Draw the embedding of one run; return its angles, None where they are undefined."""
     card = part.data.card
-    stamp = stamp_of(card["split"]["leaky"], card["drawn"])
+    stamp = stamp_of(card["split"]["leaky"], card["drawn"], part.synthetic)
     labels = part.predictions.labels
     assert labels is not None
     angles = plot_embedding(part.embeddings, labels, part.data.classes, out / EMBEDDING_PLOT, stamp=stamp)

@@ -78,8 +78,11 @@ class _Work:
     maps: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
-    def stamp(self) -> str | None:
-        return stamp_of(self.card["split"]["leaky"], self.card["drawn"]) if self.card else None
+    def stamp(self) -> str:
+        synthetic = bool(self.facts.get("synthetic"))
+        if self.card is None:
+            return stamp_of(None, False, synthetic)
+        return stamp_of(self.card["split"]["leaky"], self.card["drawn"], synthetic)
 
 
 def explain(config: ExplainConfig, progress: Progress = SILENT) -> ExplainResult:
@@ -253,6 +256,7 @@ def _document(work: _Work) -> dict[str, Any]:
             "name": work.facts["dataset"]["name"] if work.card else "image files",
             "leaky": work.card["split"]["leaky"] if work.card else None,
             "drawn": work.card["drawn"] if work.card else False,
+            "synthetic": bool(work.facts.get("synthetic")),
         },
         "rejected": len(subjects.rejected),
         "images": images,

@@ -161,6 +161,8 @@ def _options(config: PrepareConfig, adapter: DataSet) -> dict[str, Any]:
 
 def _already_finished(out: Path, options: dict[str, Any]) -> PrepareResult:
     data = PreparedData.open(out)
+    if data.card.get("synthetic"):
+        raise UserError(f"{out} holds synthetic images, which prepare did not make", fix="use another --out")
     finished = {"classes": "all", **data.card["options"]}  # folders older than --classes hold all of them
     if finished != options:
         changed = next(name for name, value in options.items() if finished.get(name) != value)

@@ -14,6 +14,7 @@ from breastcli.config import UserError
 
 PROBABILITY_PREFIX = "prob_"
 DRAWN = "drawn by a program, not real tissue"
+TRAINED_WITH_SYNTHETIC = "trained with synthetic images"
 
 
 @dataclass(frozen=True)
@@ -229,9 +230,16 @@ class Predictions:
         )
 
 
-def stamp_of(leaky: str | None, drawn: bool) -> str:
-    """Return the warning that every artefact of a leaky split or a drawn data set carries, or "" where none is due."""
-    return ", ".join(filter(None, (leaky, DRAWN if drawn else "")))
+def stamp_of(leaky: str | None, drawn: bool, synthetic: bool = False) -> str:
+    """Return the warning that belongs to every artefact, or "" where none is due.
+
+    Args:
+        leaky: what is said of a leaky split, or None.
+        drawn: whether a program drew the images of the data set.
+        synthetic: whether the network was trained with synthetic images beside the data set's own.
+    """
+    marks = (leaky, DRAWN if drawn else "", TRAINED_WITH_SYNTHETIC if synthetic else "")
+    return ", ".join(filter(None, marks))
 
 
 def strings(values: Iterable[str]) -> np.ndarray:

@@ -61,6 +61,7 @@ class TrainResult:
         history: one row per epoch.
         best: the row of the best epoch.
         num_images: training and validation images.
+        num_synthetic: how many of the training images are synthetic.
         num_parameters: all and trainable parameters.
         seconds: time of this call.
         leaky: the stamp of an image-level split, or None.
@@ -71,6 +72,7 @@ class TrainResult:
     history: list[dict[str, float]]
     best: dict[str, float]
     num_images: dict[str, int]
+    num_synthetic: int
     num_parameters: dict[str, int]
     seconds: float
     leaky: str | None
@@ -100,6 +102,7 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
     Raises:
         UsageError: an option that cannot be accepted.
         UserError: the data or weights cannot be used, memory ran out, or the loss stopped being a number.
+        LeakError: synthetic images or the weights to start from come from another split of this data set.
     """
     started = time.monotonic()
     if config.smoke:
@@ -129,6 +132,7 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
         history=session.history,
         best=best,
         num_images={name: len(rows) for name, rows in session.rows.items()},
+        num_synthetic=sum(session.synthetic["num_images"].values()) if session.synthetic else 0,
         num_parameters={
             "all": num_parameters(session.model),
             "trainable": num_parameters(session.model, trainable=True),
@@ -145,6 +149,7 @@ def _run_facts(session: Session) -> dict[str, Any]:
         "data": str(session.data.folder),
         "precision": str(session.dtype).removeprefix("torch."),
         "num_images": {name: len(rows) for name, rows in session.rows.items()},
+        "synthetic": session.synthetic,
         "ancestors": session.ancestors,
     }
 
@@ -228,7 +233,7 @@ def _save_epoch(session: Session, out: Path) -> None:
     write_csv(out / "timing.csv", ("epoch", "seconds", "images_per_second"), session.timing)
     card = session.data.card
     best_epoch = int(_best(session.history, session.config.monitor)["epoch"])
-    stamp = stamp_of(card["split"]["leaky"], card["drawn"])
+    stamp = stamp_of(card["split"]["leaky"], card["drawn"], session.synthetic is not None)
     plot_curves(session.history, out / "curves.png", best_epoch, stamp=stamp)
     save_resume(
         out / RESUME,
@@ -240,6 +245,7 @@ def _save_epoch(session: Session, out: Path) -> None:
             "scaler": session.scaler.state_dict(),
             "split_fingerprint": session.data.card["split_fingerprint"],
             "options": dataclasses.asdict(session.options),
+            "synthetic": session.synthetic,
             "ancestors": session.ancestors,
             "cached": isinstance(session.feed, EmbeddingFeed),
         },
@@ -250,6 +256,11 @@ def _restore(session: Session, saved: dict[str, Any], out: Path) -> None:
     """Take over what an interrupted run finished; its weights are there already."""
     if saved["split_fingerprint"] != session.data.card["split_fingerprint"]:
         raise UserError(f"{out} was trained on another split of {session.data.folder}", fix="use --overwrite")
+    before, now = saved.get("synthetic"), session.synthetic  # runs older than --extra do not have it
+    if before and now and before["fingerprint"] != now["fingerprint"]:
+        raise UserError(
+            f"{out} was trained with other synthetic images than {now['folder']} has", fix="use --overwrite"
+        )
     session.optimizer.load_state_dict(saved["optimizer"])
     session.scaler.load_state_dict(saved["scaler"])
     session.history.extend(saved["history"])
@@ -269,6 +280,7 @@ def _facts(session: Session, row: dict[str, float]) -> dict[str, Any]:
         "dataset": {name: card[name] for name in ("name", "fingerprint", "split_fingerprint", "task")},
         "leaky": card["split"]["leaky"],
         "fold": session.config.fold,
+        "synthetic": session.synthetic,
         "ancestors": session.ancestors,
     }
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress as Bars
 
-from breastcli import console
+from breastcli import console, show
 from breastcli.predict import PredictResult
 from breastcli.records import Interval, Predictions
 
@@ -29,14 +29,14 @@ def predictions(names: list[str]) -> Predictions:
 
 def test_intervals_are_printed_as_far_as_they_are_known() -> None:
     nan = float("nan")
-    assert console._interval(Interval(nan)) == "–"
-    assert console._interval(Interval(0.5)) == "0.500"
-    assert console._interval(Interval(0.5, 0.25, 0.75)) == "0.500 [dim](0.250–0.750)[/dim]"
+    assert console.interval(Interval(nan)) == "–"
+    assert console.interval(Interval(0.5)) == "0.500"
+    assert console.interval(Interval(0.5, 0.25, 0.75)) == "0.500 [dim](0.250–0.750)[/dim]"
 
 
 def test_long_lists_are_cut_and_names_are_not_markup(printed: io.StringIO, tmp_path: Path) -> None:
     names = ["[red]odd[/red]", *(f"field {k}" for k in range(30))]
-    console.show_predict(PredictResult(tmp_path / "p.csv", predictions(names), None, [], 0.0))
+    show.show_predict(PredictResult(tmp_path / "p.csv", predictions(names), None, [], 0.0))
     text = printed.getvalue()
     assert "[red]odd[/red]" in text
     assert "field 18" in text

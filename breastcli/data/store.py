@@ -174,8 +174,11 @@ class PreparedData:
         and the others are for training.
 
         Raises:
-            UserError: the fold does not fit the data set, or the selection is empty.
+            UserError: the fold does not fit the data set, the images are synthetic, which none but training ones are,
+                or the selection is empty.
         """
+        if self.card.get("synthetic") and (split != "train" or fold is not None):
+            raise self._only_synthetic()
         sides = {split} if self.num_folds is None else self._fold_sides(split, fold)
         if self.num_folds is None and fold is not None:
             raise UserError(f"{self.folder} has no folds", fix="leave --fold out, or prepare with --folds K")
@@ -184,10 +187,20 @@ class PreparedData:
             for number, row in enumerate(self.rows)
             if row.side in sides and magnification in (None, row.record.magnification)
         ]
+        if not wanted and self.card.get("synthetic"):
+            raise self._only_synthetic()
         if not wanted:
             where = f" at {magnification}" if magnification else ""
             raise UserError(f"{self.folder} has no {split} images{where}", fix="choose another --mag or --data")
         return np.array(wanted)
+
+    def parts(self, rows: np.ndarray) -> list[tuple[PreparedData, np.ndarray, np.ndarray]]:
+        """Return the folders that hold these rows (n,), each with its own row numbers and their places among the n."""
+        return [(self, rows, np.arange(len(rows)))]
+
+    def _only_synthetic(self) -> UserError:
+        fix = "pass it to train with --extra, and the images that it was made from with --data"
+        return UserError(f"{self.folder} holds synthetic training images only", fix=fix)
 
     def _fold_sides(self, split: str, fold: int | None) -> set[str]:
         num_folds = self.num_folds

@@ -26,6 +26,7 @@ from breastcli.reporting.parts import (
     number,
     part,
     read_picture,
+    stamp_on_tables,
 )
 
 REPORTED = Path(__file__).with_name("reported.csv")
@@ -73,6 +74,8 @@ class ExplanationSection:
     Attributes:
         title: what it is called.
         stamp: warning that belongs to every table, or "".
+        leak: the part of it that is about the split, or None.
+        synthetic: whether the network was trained with synthetic images.
         drawn: whether the data set was drawn by a program.
         facts: what was explained and how, name to value or values.
         tables: localisation, faithfulness and randomisation, as far as there are any.
@@ -83,6 +86,8 @@ class ExplanationSection:
 
     title: str
     stamp: str = ""
+    leak: str | None = None
+    synthetic: bool = False
     drawn: bool = False
     facts: dict[str, str | list[str]] = field(default_factory=dict)
     tables: list[Table] = field(default_factory=list)
@@ -139,7 +144,9 @@ def _read_section(file: Path) -> ExplanationSection:
     ]
     return ExplanationSection(
         title=str(document.get("name") or file.parent.name),
-        stamp=leak_stamp(dataset) or "",
+        stamp=stamp_on_tables(dataset),
+        leak=leak_stamp(dataset),
+        synthetic=bool(dataset.get("synthetic")),
         drawn=bool(dataset.get("drawn")),
         facts=_facts(document),
         tables=[table for table in tables if table.rows],

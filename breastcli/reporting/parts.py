@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from breastcli.data.audit import LEAKY
+from breastcli.records import stamp_of
 
 NOTHING = "–"
 
@@ -59,6 +60,11 @@ def leak_stamp(card: Mapping[str, Any]) -> str | None:
     stamp = card.get("leaky") or split.get("leaky")
     level = card.get("split_level") or split.get("level")
     return (stamp if isinstance(stamp, str) else LEAKY) if stamp or level == "image" else None
+
+
+def stamp_on_tables(dataset: Mapping[str, Any]) -> str:
+    """Return what an evaluation's or explanation's data says beside every table, or ""; older ones say less."""
+    return stamp_of(leak_stamp(dataset), drawn=False, synthetic=bool(dataset.get("synthetic")))
 
 
 def part(values: Any, *keys: str) -> Mapping[str, Any]:

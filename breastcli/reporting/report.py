@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from breastcli.config import JOBS, SPLITS, UserError
 from breastcli.files import read_csv, read_json, write_text
 from breastcli.metrics.classification import METRICS
+from breastcli.records import stamp_of
 from breastcli.reporting.explanation_section import read_explanations
 from breastcli.reporting.parts import (
     NOTHING,
@@ -26,7 +27,9 @@ from breastcli.reporting.parts import (
     leak_stamp,
     number,
     read_picture,
+    stamp_on_tables,
 )
+from breastcli.reporting.synthesis_section import read_synthesis
 
 REPORT = "report.html"
 FINISHED = ("finished", "done", "complete")
@@ -46,6 +49,8 @@ PLOTS = {
     "patients.png": ("Patients, worst first", "each image of a patient at the probability given to its true class"),
     "embedding.png": ("Embedding", "directions in a plane, and the angles between images of one class and of two"),
 }
+CURVES = "losses, validation figures and learning rate"
+GAN_CURVES = "losses, the critic's gap, penalties and diversity, as far as they were recorded"
 ENVIRONMENT = ("command", "status", "started", "seconds", "device", "precision", "seed", "git")
 
 
@@ -103,20 +108,28 @@ def _page_values(folder: Path) -> dict[str, Any]:
     run, documents = _read_object(folder / "run.json"), _read_evaluations(folder)
     card = run.get("dataset") or {}
     cards = [card, *(document.get("dataset") or {} for document in documents.values())]
-    explanations = read_explanations(folder)
+    explanations, generated = read_explanations(folder), read_synthesis(folder)
     config, history = folder / "config.yaml", folder / "history.csv"
     status = str(run.get("status") or "")
+    leaks = [*map(leak_stamp, cards), *(part.leak for part in explanations), generated.stamp if generated else None]
+    leaks = dict.fromkeys(filter(None, leaks))
+    extra = run.get("synthetic") or {}
+    evaluated = [*cards[1:], *({"synthetic": part.synthetic} for part in explanations)]
+    synthetic = bool(extra) or any(part.get("synthetic") for part in evaluated)
     return {
         "name": folder.resolve().name,
         "unfinished": status if status not in ("", *FINISHED) else "",
-        "stamps": list(dict.fromkeys(filter(None, [*map(leak_stamp, cards), *(part.stamp for part in explanations)]))),
-        "drawn": any(part.get("drawn") for part in cards) or any(part.drawn for part in explanations),
+        "stamps": list(leaks),
+        "history_stamp": stamp_of(next(iter(leaks), None), drawn=False, synthetic=bool(extra)),
+        "synthetic": synthetic,
+        "extra": extra,
+        "drawn": any(part.get("drawn") for part in cards)
+        or any(part.drawn for part in (*explanations, generated) if part),
         "card": card,
         "evaluations": [_evaluation(folder / "evaluate" / split, values) for split, values in documents.items()],
         "explanations": explanations,
-        "curves": read_picture(
-            folder / "curves.png", "Training curves", "losses, validation figures and learning rate"
-        ),
+        "generated": generated,
+        "curves": read_picture(folder / "curves.png", "Training curves", GAN_CURVES if generated else CURVES),
         "history": _history_table(read_csv(history)) if history.is_file() else None,
         "environment": {_title(name): _plain(name, run[name]) for name in ENVIRONMENT if run.get(name) is not None},
         "versions": run.get("versions") or {},
@@ -152,7 +165,7 @@ def _evaluation(folder: Path, document: Mapping[str, Any]) -> Evaluation:
     pictures = [read_picture(folder / name, title, alt) for name, (title, alt) in PLOTS.items()]
     return Evaluation(
         split=str(document.get("split") or folder.name),
-        stamp=leak_stamp(document.get("dataset") or {}) or "",
+        stamp=stamp_on_tables(document.get("dataset") or {}),
         facts=_facts(document),
         headline=_headline(image, patient),
         tables=[table for table in tables if table.rows],
@@ -252,12 +265,14 @@ def _fold_table(folds: Sequence[Mapping[str, Any]], spread: Mapping[str, Mapping
 
 
 def _history_table(history: Sequence[Mapping[str, str]]) -> Table | None:
-    """Return every epoch's figures."""
+    """Return every epoch's figures, or those of every line where a GAN's history counts images."""
     if not history:
         return None
-    names = [name for name in history[0] if name != "epoch"]
-    rows = [(row.get("epoch", ""), [Cell(_short_number(row.get(name))) for name in names]) for row in history]
-    return Table(f"Every epoch (n = {len(rows)})", ["Epoch", *map(_title, names)], rows)
+    step = "kimg" if "kimg" in history[0] else "epoch"
+    names = [name for name in history[0] if name != step]
+    rows = [(row.get(step, ""), [Cell(_short_number(row.get(name))) for name in names]) for row in history]
+    caption = f"Every {'epoch' if step == 'epoch' else 'line of the history'} (n = {len(rows)})"
+    return Table(caption, [_title(step), *map(_title, names)], rows)
 
 
 def _metric_order(levels: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -267,7 +282,8 @@ def _metric_order(levels: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _title(name: str) -> str:
-    known = {"lr": "Learning rate", "n": "n"} | {key: metric.title for key, metric in METRICS.items()}
+    known = {"lr": "Learning rate", "kimg": "Thousand images", "n": "n"}
+    known |= {key: metric.title for key, metric in METRICS.items()}
     for prefix, words in (("val_", "Validation "), ("train_", "Training ")):
         if name.startswith(prefix):
             rest = name.removeprefix(prefix)

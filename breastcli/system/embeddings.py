@@ -47,10 +47,10 @@ def embed_rows(
 ) -> Tensor:
     """Return the embeddings of images in each of several positions, from the cache where it has them.
 
-    The cache is ``store.embeddings_file`` in the prepared folder: float32 (N, D), NaN where nothing was computed yet.
-    Its key covers the images, every weight before the head, and the arithmetic. Every batch is filled up to the same
-    size, so that an embedding does not depend, not even in its last bit, on which others had to be computed with it. A
-    folder that cannot be written is no failure: the embeddings are then computed again next time.
+    The cache is ``store.embeddings_file`` in the prepared folder of each image: float32 (N, D), NaN where nothing was
+    computed yet. Its key covers the images, every weight before the head, and the arithmetic. Every batch is filled up
+    to the same size, so that an embedding does not depend, not even in its last bit, on which others had to be computed
+    with it. A folder that cannot be written is no failure: the embeddings are then computed again next time.
 
     Args:
         model: network whose part before the head does not change; it is put into evaluation mode.
@@ -67,9 +67,17 @@ def embed_rows(
         (V, n, D) float32 on the CPU.
     """
     model.eval()
-    key = _key(model, options, data, f"{dtype} {next(model.parameters()).device.type} {batch_size}")
-    settings = (dtype, batch_size, workers, on_batch, key)
-    return torch.stack([_embed_view(model, data, rows, view, *settings) for view in views])
+    arithmetic = f"{dtype} {next(model.parameters()).device.type} {batch_size}"
+    parts, tables = data.parts(rows), []
+    for part, own_rows, _ in parts:
+        settings = (dtype, batch_size, workers, on_batch, _key(model, options, part, arithmetic))
+        tables.append(torch.stack([_embed_view(model, part, own_rows, view, *settings) for view in views]))
+    if len(parts) == 1:
+        return tables[0]
+    joined = torch.empty(len(views), len(rows), tables[0].shape[2])
+    for (_, _, places), table in zip(parts, tables, strict=True):
+        joined[:, torch.from_numpy(places)] = table
+    return joined
 
 
 @torch.inference_mode()

@@ -84,6 +84,8 @@ def find_run(name: str) -> Run:
     if not (folder / INFO).is_file() or not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is not a run folder", fix="give a folder that breastcli train wrote, or latest")
     info = read_json(folder / INFO)
+    if info.get("command") != "train":
+        raise UserError(f"{folder} is a run of {info.get('command')}", fix="give a folder that breastcli train wrote")
     config = resolve(TrainConfig, read_section(folder / CONFIG, "train"), {})
     return Run(folder, info, config)
 
@@ -112,8 +114,9 @@ def remove_results(folder: Path) -> None:
 
 
 def _latest() -> Path:
-    # Folders of pooled evaluations have no configuration.
-    trained = (path for path in RUNS.rglob(INFO) if path.with_name(CONFIG).is_file())
+    # Folders of pooled evaluations have no configuration, and those of generators are no classifiers.
+    begun = (path for path in RUNS.rglob(INFO) if path.with_name(CONFIG).is_file())
+    trained = (path for path in begun if read_json(path).get("command") == "train")
     written = sorted(trained, key=lambda path: path.stat().st_mtime)
     if not written:
         raise UserError(f"no run below {RUNS}/", fix="run breastcli train first, or give a run folder")

@@ -19,6 +19,7 @@ from breastcli.models.freezing import freeze
 from breastcli.parsing import parse_magnification
 from breastcli.progress import Progress
 from breastcli.system.embeddings import embed_rows, views_of
+from breastcli.system.extra import describe_extra, join_extra
 from breastcli.system.feeding import EmbeddingFeed, Feed, ImageFeed
 from breastcli.system.runtime import resolve_precision, seed_everything
 from breastcli.system.training import Session, make_optimizer
@@ -48,10 +49,11 @@ def start_session(
     Raises:
         UsageError: options that do not go together.
         UserError: the data or weights cannot be used.
-        LeakError: the run to start from was trained on another split of this data set.
+        LeakError: the run to start from was trained on another split of this data set, or synthetic images were made
+            from one.
     """
     _check_unfreezing(config)
-    rows = _choose_rows(config, data)
+    data, rows = _choose_rows(config, data)
     counts = _count_classes(data, rows)
     seed_everything(config.seed)
     model, options, ancestors = _build(config, data, saved)
@@ -74,6 +76,7 @@ def start_session(
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         loss=make_loss(config.loss, margin, scale, None if weights is None else weights.to(device), log_prior),
         feed=_make_feed(config, model, options, data, rows, dtype, progress, cached=saved and saved["cached"]),
+        synthetic=describe_extra(data, rows["train"]),
         ancestors=ancestors,
         progress=progress,
     )
@@ -101,13 +104,20 @@ def _check_unfreezing(config: TrainConfig) -> None:
         raise UsageError(f"--unfreeze-at {config.unfreeze_at}: there are {config.epochs} epochs", fix=fix)
 
 
-def _choose_rows(config: TrainConfig, data: PreparedData) -> dict[str, np.ndarray]:
+def _choose_rows(config: TrainConfig, data: PreparedData) -> tuple[PreparedData, dict[str, np.ndarray]]:
+    """Return the rows to train and to validate on, and the data that they belong to: with ``--extra``, joined data."""
     magnification = parse_magnification(config.mag)
     rows = {split: data.select(split, fold=config.fold, magnification=magnification) for split in ("train", "val")}
+    joined, training = join_extra(config, data, rows["train"])
     if config.smoke:
-        generator = np.random.default_rng(config.seed)
-        rows = {name: np.sort(generator.permutation(chosen)[:SMOKE_IMAGES]) for name, chosen in rows.items()}
-    return rows
+        rows = _draw_few(rows, config.seed)  # of real images, so that --extra does not change what is validated on
+        training = _draw_few({"train": training}, config.seed)["train"]
+    return joined, rows | {"train": training}
+
+
+def _draw_few(rows: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return {name: np.sort(generator.permutation(chosen)[:SMOKE_IMAGES]) for name, chosen in rows.items()}
 
 
 def _count_classes(data: PreparedData, rows: dict[str, np.ndarray]) -> torch.Tensor:

@@ -45,6 +45,7 @@ class Session:
     loss: Loss
     feed: Feed
     progress: Progress
+    synthetic: dict[str, Any] | None = None
     ancestors: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
     timing: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)

@@ -1,0 +1,120 @@
+"""The finished generator on disk, and the images that it draws."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from breastcli.config import UserError, first_line
+from breastcli.files import replacing, write_json
+from breastcli.gan.conditions import Condition
+from breastcli.gan.networks import GanOptions, Generator
+from breastcli.gan.training import to_pixels
+from breastcli.system.runtime import mix_seed
+
+METADATA_KEY = "breastcli"
+STYLES_FOR_MEAN = 4096
+
+
+@dataclass(frozen=True)
+class TrainedGenerator:
+    """A generator that can draw.
+
+    Attributes:
+        network: on its device, in evaluation mode.
+        conditions: what an image can be asked for by.
+        facts: what the checkpoint knows about itself: kimg, data set, folder of the data, class counts.
+    """
+
+    network: Generator
+    conditions: list[Condition]
+    facts: dict[str, Any]
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        numbers: Mapping[int, int],
+        *,
+        seed: int,
+        truncation: float = 1.0,
+        batch_size: int = 32,
+        on_batch: Callable[[int], None] = lambda count: None,
+    ) -> dict[int, Tensor]:
+        """Draw images of conditions, always in float32.
+
+        The images of a condition depend on the seed and the condition alone, neither on the batch size nor on what else
+        is drawn; more of them begin with the same ones.
+
+        Args:
+            numbers: condition to how many.
+            seed: of the noise.
+            truncation: psi; styles are pulled to psi times their distance from the condition's mean style.
+            batch_size: images at once.
+            on_batch: called with the size of every finished batch.
+
+        Returns:
+            condition to uint8 (n, 3, H, W) on the CPU.
+
+        Source of truncation: Karras et al., A Style-Based Generator Architecture, CVPR 2019, appendix B.
+        """
+        device = next(self.network.parameters()).device
+        drawn = {}
+        for number, count in numbers.items():
+            source = torch.Generator().manual_seed(mix_seed(seed, number))
+            noise = torch.randn((count, self.network.options.noise_dim), generator=source).to(device)
+            mean = self._mean_style(number) if truncation != 1 else None
+            parts = []
+            for part in noise.split(batch_size):
+                style = self.network.style(part, torch.full((len(part),), number, device=device))
+                style = style if mean is None else mean + truncation * (style - mean)
+                parts.append(to_pixels(self.network.draw(style)).cpu())
+                on_batch(len(part))
+            drawn[number] = torch.cat(parts)
+        return drawn
+
+    def _mean_style(self, number: int) -> Tensor:
+        device = next(self.network.parameters()).device
+        source = torch.Generator().manual_seed(mix_seed(0, number))
+        noise = torch.randn((STYLES_FOR_MEAN, self.network.options.noise_dim), generator=source).to(device)
+        return self.network.style(noise, torch.full((len(noise),), number, device=device)).mean(dim=0, keepdim=True)
+
+
+def save_generator(path: Path, network: Generator, conditions: list[Condition], facts: Mapping[str, Any]) -> None:
+    """Write a generator as safetensors, with its facts in the header and as JSON beside it."""
+    known = {
+        "generator": dataclasses.asdict(network.options),
+        "conditions": [dataclasses.asdict(condition) for condition in conditions],
+        **facts,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(known)}))
+    write_json(path.with_suffix(".json"), known)
+
+
+def load_generator(path: Path, device: torch.device) -> TrainedGenerator:
+    """Read what ``save_generator`` wrote.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds no generator of ours.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such generator", fix="finish or --resume `synthesize fit` first")
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})[METADATA_KEY])
+        network = Generator(GanOptions(**facts["generator"]))
+        conditions = [Condition(**condition) for condition in facts["conditions"]]
+        network.load_state_dict(load_file(path))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError) as error:
+        raise UserError(f"{path} is damaged ({first_line(error, 160)})", fix="fit again") from error
+    return TrainedGenerator(network.to(device).eval(), conditions, facts)

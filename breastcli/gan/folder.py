@@ -1,0 +1,127 @@
+"""The folder of synthetic images: a prepared folder of training rows that says which split it came from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from breastcli.config import UserError
+from breastcli.data.audit import PreparedRecord
+from breastcli.data.store import (
+    CARD,
+    IMAGES,
+    MANIFEST,
+    fingerprints,
+    remove_embeddings,
+    write_header,
+    write_manifest,
+)
+from breastcli.files import claim_folder, read_json, replacing, write_json
+from breastcli.gan.checkpoint import TrainedGenerator
+from breastcli.gan.training import resize
+from breastcli.records import ImageRecord
+
+SOURCE_KEYS = ("name", "title", "fingerprint", "split_fingerprint", "task", "stain", "size_px")
+CHUNK = 64
+
+
+def claim_images(out: Path, *, overwrite: bool) -> None:
+    """Take the folder for the images; one that holds real images is never taken.
+
+    Raises:
+        UserError: it is not empty.
+    """
+    if (out / MANIFEST).is_file() and not read_json(out / CARD).get("synthetic"):
+        raise UserError(f"{out} holds real images", fix="choose another --out")
+    claim_folder(out, allowed=overwrite, hint="use --overwrite or another --out")
+
+
+def write_synthetic(
+    out: Path, generator: TrainedGenerator, drawn: Mapping[int, Tensor], made: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write images, manifest and card, the manifest last.
+
+    Args:
+        out: folder to write; it must exist.
+        generator: what drew the images.
+        drawn: condition to uint8 (n, 3, H, W).
+        made: how they were made: run, seed, truncation.
+
+    Returns:
+        the card.
+    """
+    source = generator.facts["dataset"]
+    size_px = source["size_px"]
+    rows: list[PreparedRecord] = []
+    (out / MANIFEST).unlink(missing_ok=True)  # from here on the folder counts as unfinished
+    with replacing(out / IMAGES) as temporary, temporary.open("wb") as file:
+        write_header(file, sum(map(len, drawn.values())), size_px)
+        for number, images in drawn.items():
+            for start in range(0, len(images), CHUNK):
+                pixels = resize(images[start : start + CHUNK], size_px).permute(0, 2, 3, 1).contiguous().numpy()
+                file.write(pixels.tobytes())
+                rows += [_row(generator, number, start + place, one) for place, one in enumerate(pixels)]
+    card = _card(generator, rows, made)
+    write_json(out / CARD, card)
+    write_manifest(out, rows)
+    remove_embeddings(out)
+    return card
+
+
+def _row(generator: TrainedGenerator, number: int, place: int, pixels: np.ndarray) -> PreparedRecord:
+    condition, side = generator.conditions[number], generator.network.options.size_px
+    name = f"synthetic-{condition.name.replace(' ', '-')}-{place:05d}"
+    record = ImageRecord(
+        image_id=name,
+        path=name,
+        label=condition.label,
+        subtype=condition.subtype,
+        magnification=condition.magnification,
+    )
+    return PreparedRecord(record, "train", None, side, side, hashlib.sha256(pixels.tobytes()).hexdigest())
+
+
+def _card(generator: TrainedGenerator, rows: list[PreparedRecord], made: Mapping[str, Any]) -> dict[str, Any]:
+    facts = generator.facts
+    source = facts["dataset"]
+    synthetic = {
+        **made,
+        "kimg": facts["kimg"],
+        "collapse": facts["collapse"],
+        "generated_px": generator.network.options.size_px,
+        **{name: facts[name] for name in ("data", "mag", "classes", "turn")},
+        "source": {name: source[name] for name in SOURCE_KEYS} | {"fold": facts["fold"]},
+    }
+    fingerprint, split_fingerprint = fingerprints(rows, synthetic)
+    labels = [row.record.label for row in rows]
+    counts = [
+        {"side": "train", "class": name, "images": labels.count(name), "exams": None, "patients": None}
+        for name in source["classes"]
+        if name in labels
+    ]
+    return {
+        **source,
+        "title": f"{source['title']}, synthetic",
+        "num_stain_fallbacks": 0,
+        "split": {
+            **source["split"],
+            "ratio": None,
+            "folds": None,
+            "shared_with_training": None,
+            "num_held_out": 0,
+        },
+        "num_images": len(rows),
+        "num_rejected": 0,
+        "num_exams": None,
+        "num_patients": None,
+        "counts": counts,
+        "notes": [f"drawn by a generator after {facts['kimg']:g} kimg; for training only"],
+        "fingerprint": fingerprint,
+        "split_fingerprint": split_fingerprint,
+        "synthetic": synthetic,
+    }

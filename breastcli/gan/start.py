@@ -1,0 +1,103 @@
+"""The start of a GAN's training: options checked, images chosen, networks built."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+
+from breastcli.config import SynthesizeConfig, UsageError
+from breastcli.data.store import PreparedData
+from breastcli.gan.conditions import Condition, find_conditions
+from breastcli.gan.diffaugment import parse_diffaugment
+from breastcli.gan.networks import SIZES_PX, Critic, GanOptions, Generator
+from breastcli.gan.training import BETAS, FIGURES, GanSession, RealImages
+from breastcli.parsing import parse_classes, parse_magnification
+from breastcli.system.distributed import Processes
+from breastcli.system.runtime import mix_seed, resolve_precision
+
+logger = logging.getLogger(__name__)
+
+
+def check_fit(config: SynthesizeConfig, processes: Processes) -> None:
+    """Refuse options that a fit cannot accept.
+
+    Raises:
+        UsageError: one of them.
+    """
+    if config.size not in SIZES_PX:
+        raise UsageError(f"--size {config.size}: not supported", fix=f"use one of {', '.join(map(str, SIZES_PX))}")
+    if config.precision == "fp16":
+        raise UsageError("--precision fp16: gradient penalties overflow in it", fix="use bf16, fp32 or auto")
+    if config.batch_size % processes.count:
+        fix = "make it divide"
+        raise UsageError(f"--batch-size {config.batch_size}: there are {processes.count} processes", fix)
+
+
+def start_fit(
+    config: SynthesizeConfig, data: PreparedData, processes: Processes, device: torch.device
+) -> tuple[GanSession, dict[str, Any]]:
+    """Choose the training images and build the networks; return them with what a checkpoint must know."""
+    rows = data.select("train", fold=config.fold, magnification=parse_magnification(config.mag))
+    counts = np.bincount(data.labels[rows], minlength=len(data.classes)).tolist()
+    subtypes = sorted({data.rows[row].record.subtype for row in rows} - {""})
+    kept = parse_classes(config.classes, (*subtypes, *data.classes))
+    if kept:
+        records = [data.rows[row].record for row in rows]
+        rows = rows[[one.subtype in kept or one.label in kept for one in records]]
+    conditions, members = find_conditions(data, rows, config.condition)
+    options = GanOptions(config.size, len(conditions), config.width)
+    images = RealImages(data, rows, config.size)
+    dtype = resolve_precision(config.precision, device)
+    session = start_gan(config, options, conditions, members, images, device, dtype, processes)
+    logger.info("%d images of %s", len(rows), ", ".join(f"{one.name} ({one.num_images})" for one in conditions))
+    facts = {
+        "data": str(data.folder),
+        "dataset": data.card,
+        "fold": config.fold,
+        "mag": config.mag,
+        "classes": list(kept),
+        "class_counts": dict(zip(data.classes, counts, strict=True)),
+        "turn": config.turn,
+        "collapse": None,
+    }
+    return session, facts
+
+
+def start_gan(
+    config: SynthesizeConfig,
+    options: GanOptions,
+    conditions: list[Condition],
+    members: np.ndarray,
+    images: RealImages,
+    device: torch.device,
+    dtype: torch.dtype,
+    processes: Processes,
+) -> GanSession:
+    """Build networks and optimisers; the same in every process, since all draw from the same seed."""
+    torch.manual_seed(mix_seed(config.seed))
+    generator, critic = Generator(options), Critic(options)
+    placed = [one.to(device=device, memory_format=torch.channels_last) for one in (generator, critic)]
+    average = copy.deepcopy(generator).requires_grad_(False)
+    fused = device.type != "mps"
+    optimizers = [torch.optim.Adam(one.parameters(), config.lr, BETAS, fused=fused) for one in placed]
+    return GanSession(
+        config=config,
+        options=options,
+        conditions=conditions,
+        members=[np.flatnonzero(members == number) for number in range(len(conditions))],
+        images=images,
+        device=device,
+        dtype=dtype,
+        processes=processes,
+        generator=generator,
+        average=average,
+        critic=critic,
+        generator_optimizer=optimizers[0],
+        critic_optimizer=optimizers[1],
+        augmentations=parse_diffaugment(config.diffaugment),
+        sums=torch.zeros(2, len(FIGURES), device=device),
+    )

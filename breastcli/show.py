@@ -1,0 +1,265 @@
+"""What the command line prints of each job's result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from breastcli import console
+from breastcli.console import escape, interval, make_table
+from breastcli.records import Interval, Scores
+
+if TYPE_CHECKING:
+    from breastcli.evaluate import EvaluateResult
+    from breastcli.explain import ExplainResult
+    from breastcli.predict import PredictResult
+    from breastcli.prepare import PrepareResult
+    from breastcli.synthesize import SynthesizeResult
+    from breastcli.train import TrainResult
+
+SHORT = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1_weighted", "roc_auc")
+MAX_LISTED = 20
+
+
+def show_prepare(result: PrepareResult) -> None:
+    """Print what was prepared: images and exams (patients where exams are unknown) per side and class."""
+    card = result.card
+    console.stamp(card["split"]["leaky"], card["drawn"])
+    unit = next((name for name in ("exams", "patients") if card[f"num_{name}"]), "")
+    groups = f"{card[f'num_{unit}']} {unit}" if unit else "patients unknown"
+    table = make_table(f"{card['title']}: {card['num_images']:,} images, {groups}", ["", *card["classes"]])
+    cells = {
+        (row["side"], row["class"]): f"{row['images']:,}" + (f" ({row[unit]} {unit})" if unit else "")
+        for row in card["counts"]
+    }
+    folds = card["split"]["folds"]
+    for side in [str(k) for k in range(folds)] if folds else ["train", "val", "test"]:
+        name = f"fold {side}" if folds else side
+        table.add_row(name, *(cells.get((side, label), "none") for label in card["classes"]))
+    console.OUT.print(table)
+    for note in card["notes"]:
+        console.OUT.print(f"- {escape(note)}")
+    if card["num_rejected"]:
+        console.OUT.print(f"- files left out: {card['num_rejected']}, listed in {result.out / 'rejected.csv'}")
+    if card["num_stain_fallbacks"]:
+        console.OUT.print(f"- {card['num_stain_fallbacks']} images kept their own stain: too little tissue")
+    console.OUT.print(str(result.out))
+
+
+def show_synthesize(result: SynthesizeResult) -> None:
+    """Print how the fit went, what was generated, or how good it is."""
+    console.stamp(result.leaky, result.drawn)
+    if result.history:
+        last = result.history[-1]
+        table = make_table(f"{result.run}: {last['kimg']:g} kimg", ["", "at the end"])
+        for name, value in last.items():
+            if name != "kimg" and value == value:
+                table.add_row(name, f"{value:.4g}")
+        console.OUT.print(table)
+    for label, count in result.generated.items():
+        console.OUT.print(f"- {count:,} images of {label}")
+    if result.assessment:
+        _show_assessment(result.assessment)
+    if result.collapse:
+        console.OUT.print(f"[bold red]collapsed {escape(result.collapse)}[/bold red]")
+    console.OUT.print(str(result.out))
+
+
+def _show_assessment(document: dict[str, Any]) -> None:
+    """Print FID and KID beside those of real images, overlap, classes and possible copies."""
+    n, features = document["n_per_draw"], document["features"]
+    title = f"{document['draws']} draws of {n:,} images, features of {features['name']} (mean ± standard deviation)"
+    table = make_table(title, ["", "FID", "KID"])
+    for row in document["comparisons"]:
+        name = row["name"] if row["kind"] == "generated" else f"[dim]{row['name']} (real)[/dim]"
+        table.add_row(name, _spread(row["fid"], 2), _spread(row["kid"], 4))
+    console.OUT.print(table)
+    table = make_table("overlap (one draw)", ["", "precision", "recall", "density", "coverage"])
+    titles = {"training": "generated, of training", "held_out": "generated, of held-out"}
+    for name, one in document["coverage"].items():
+        shown = titles.get(name, "[dim]training, of held-out (real)[/dim]")
+        table.add_row(shown, *(f"{one[key]:.3f}" for key in ("precision", "recall", "density", "coverage")))
+    console.OUT.print(table)
+    table = make_table("classes", ["", "n", "diversity", "of real", "KID to training", "recognised as such"])
+    for row in document["classes"]:
+        figures = [_plain_figure(row[key]) for key in ("diversity", "real_diversity")]
+        agreement = _plain_figure(row["agreement"])
+        table.add_row(escape(row["class"]), f"{row['n']:,}", *figures, _spread(row["kid"], 4), agreement)
+    console.OUT.print(table)
+    near = document["neighbours"]
+    text = (
+        f"{near['num_below']:,} of {near['n']:,} images lie closer to a training image than "
+        f"{1 - near['expected_share']:.0%} of training images to each other"
+    )
+    console.OUT.print(f"[bold red]possible copies: {text}[/bold red]" if near["copies"] else f"- {text}")
+    for note in document["notes"]:
+        console.OUT.print(f"[dim]- {escape(note)}[/dim]")
+
+
+def _spread(figure: dict[str, float | None], digits: int) -> str:
+    if figure["mean"] is None:
+        return "–"
+    return f"{figure['mean']:.{digits}f}" + ("" if figure["sd"] is None else f" ± {figure['sd']:.{digits}f}")
+
+
+def _plain_figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def show_train(result: TrainResult) -> None:
+    """Print the best epoch."""
+    console.stamp(result.leaky, result.drawn, synthetic=result.num_synthetic > 0)
+    images, weights = result.num_images, result.num_parameters
+    table = make_table(f"best of {len(result.history)} epochs", ["", ""])
+    synthetic = f", {result.num_synthetic:,} of them synthetic" if result.num_synthetic else ""
+    table.add_row("trained on", f"{images['train']:,} images{synthetic}, validated on {images['val']:,}")
+    table.add_row("parameters", f"{weights['all']:,} ({weights['trainable']:,} trained)")
+    for name, value in result.best.items():
+        table.add_row(name, f"{value:.0f}" if name == "epoch" else f"{value:.4g}")
+    console.OUT.print(table)
+    console.OUT.print(str(result.out))
+
+
+def show_evaluate(result: EvaluateResult) -> None:
+    """Print all figures at image and patient level, and the short ones of every subset."""
+    from breastcli.metrics.classification import METRICS
+
+    dataset = result.document["dataset"]
+    console.stamp(dataset["leaky"], dataset["drawn"], synthetic=dataset["synthetic"])
+    image, patient = result.image, result.patient
+    heads = ["", f"images (n = {image.n:,})"]
+    if patient:
+        heads += [f"patients, majority vote (n = {patient.vote.n})", "patients, mean probability"]
+    table = make_table(f"{', '.join(result.document['runs'])}: {result.document['split']}", heads)
+    if patient:
+        table.add_row("Patient recognition rate", "", interval(patient.recognition_rate), "")
+    for name, metric in METRICS.items():
+        levels = [image, *([patient.vote, patient.mean] if patient else [])]
+        table.add_row(metric.title, *(interval(scores.overall[name]) for scores in levels))
+    console.OUT.print(table)
+    if len(result.by_magnification) > 1:
+        _show_subsets("magnification", result.by_magnification, SHORT)
+    if len(result.by_subtype) > 1:
+        _show_subsets("subtype", result.by_subtype, ("accuracy",))
+    for spread in _spread_lines(result.document):
+        console.OUT.print(spread)
+    for note in image.notes:
+        console.OUT.print(f"[dim]- {escape(note)}[/dim]")
+    console.OUT.print(f"report: {result.report}")
+    console.OUT.print(str(result.out))
+
+
+def show_explain(result: ExplainResult) -> None:
+    """Print what was measured of each method, beside the baselines."""
+    document = result.document
+    dataset = document["dataset"]
+    console.stamp(dataset["leaky"], dataset["drawn"], synthetic=dataset["synthetic"])
+    titles = {name: one["title"] for name, one in document["methods"].items()}
+    console.OUT.print(f"{document['n']:,} images, class explained: {document['target']}")
+    localisation = document["localisation"]
+    if localisation:
+        heads = ["", "IoU", "Dice", "precision", "recall", "average precision", "pointing game"]
+        keys = ("iou", "dice", "precision", "recall", "average_precision", "pointing")
+        counted = f"{localisation['n']} masks in {localisation['num_groups']} groups (patients where known)"
+        table = make_table(f"localisation on {counted}, {localisation['rule']}: means over images", heads)
+        for name, one in localisation["methods"].items():
+            shown = titles.get(name, f"[dim]{name} (baseline)[/dim]")
+            table.add_row(shown, *(interval(_read_interval(one["mean"][key])) for key in keys))
+        console.OUT.print(table)
+        for line in _difference_lines(localisation["differences"], titles):
+            console.OUT.print(f"- {line}")
+        for name, printed in _printed_localisation(document["methods"]).items():
+            console.OUT.print(
+                f"[dim]- {titles[name]} in the DALAResNet50 paper (Table 14, its own masks): {printed}[/dim]"
+            )
+    faithfulness = document["faithfulness"]
+    if faithfulness:
+        heads = ["", "deletion AUC (low)", "insertion AUC (high)", "average drop (low)", "increase (high)"]
+        table = make_table("faithfulness (means over images)", heads)
+        for name, one in faithfulness["methods"].items():
+            table.add_row(
+                titles.get(name, f"[dim]{name} (baseline)[/dim]"),
+                *(interval(_read_interval(v)) for v in one.values()),
+            )
+        console.OUT.print(table)
+        for name, check in faithfulness["randomisation"].items():
+            last = check["levels"][-1]["correlation"]
+            verdict = (
+                "[bold red]survives: shows the image, not the network[/bold red]" if check["survives"] else "changes"
+            )
+            shown = "–" if last is None else f"{last:.2f}"
+            console.OUT.print(f"- {titles[name]} when the network is made random: rank correlation {shown}, {verdict}")
+    if document["rejected"]:
+        console.OUT.print(f"- files that could not be read: {document['rejected']}")
+    console.OUT.print(f"report: {result.report}")
+    console.OUT.print(str(result.out))
+
+
+def _difference_lines(differences: dict[str, Any], titles: dict[str, str]) -> Iterator[str]:
+    """Yield the first method's Dice minus that of every other method; DT Grad-CAM comes first where it is there."""
+    first = "dtgradcam" if "dtgradcam" in differences else next(iter(differences))
+    for name, figures in differences[first].items():
+        if name in titles:
+            yield f"Dice of {titles[first]} minus {titles[name]}: {interval(_read_interval(figures['dice']))}"
+
+
+def _printed_localisation(methods: Iterable[str]) -> dict[str, str]:
+    """Return the DALAResNet50 paper's figures of the methods that it compares, as ranges over magnifications."""
+    from breastcli.reporting.explanation_section import printed_localisation
+
+    found = {}
+    for name in methods:
+        ranges = printed_localisation(name)
+        if ranges:
+            found[name] = ", ".join(f"{metric} {low:.3f}–{high:.3f}" for metric, (low, high) in ranges.items())
+    return found
+
+
+def _read_interval(values: dict[str, float | None]) -> Interval:
+    return Interval(*(float("nan") if values[name] is None else values[name] for name in ("value", "low", "high")))
+
+
+def show_predict(result: PredictResult) -> None:
+    """Print the first predictions, per patient where the names tell."""
+    for title, values in (("images", result.predictions), ("patients, mean probability", result.patients)):
+        if values is None:
+            continue
+        table = make_table(f"{len(values):,} {title}", ["", "predicted", *values.classes])
+        for name, chosen, probs in islice(
+            zip(values.image_ids, values.predicted, values.probs, strict=True), MAX_LISTED
+        ):
+            table.add_row(escape(str(name)), values.classes[chosen], *(f"{value:.3f}" for value in probs))
+        if len(values) > MAX_LISTED:
+            table.add_row(f"… {len(values) - MAX_LISTED:,} more", "", *("" for _ in values.classes))
+        console.OUT.print(table)
+    if result.rejected:
+        console.OUT.print(f"- files that could not be read: {len(result.rejected)}")
+    console.OUT.print(str(result.out))
+
+
+def _show_subsets(title: str, subsets: dict[str, Scores], metrics: tuple[str, ...]) -> None:
+    from breastcli.metrics.classification import METRICS
+
+    table = make_table(f"by {title}", ["", "n", *(METRICS[name].title for name in metrics)])
+    for name, scores in subsets.items():
+        table.add_row(escape(name), f"{scores.n:,}", *(interval(scores.overall[metric]) for metric in metrics))
+    console.OUT.print(table)
+
+
+def _spread_lines(document: dict[str, Any]) -> list[str]:
+    if not document["spread"]:
+        return []
+    shown = ((name, document["spread"][name]) for name in SHORT if name in document["spread"])
+    figures = ", ".join(f"{name} {one['mean']:.3f} ± {one['sd']:.3f}" for name, one in shown)
+    return [f"over {len(document['folds'])} runs (mean ± standard deviation): {figures}"]
+
+
+SHOW = {
+    "prepare": show_prepare,
+    "synthesize": show_synthesize,
+    "train": show_train,
+    "evaluate": show_evaluate,
+    "explain": show_explain,
+    "predict": show_predict,
+}

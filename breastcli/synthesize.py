@@ -1,0 +1,391 @@
+"""synthesize: fit a conditional GAN to training images, draw images of rare classes, measure how good they are."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from breastcli.config import SynthesizeConfig, UsageError, UserError
+from breastcli.data.store import MANIFEST, PreparedData
+from breastcli.files import claim_folder, read_json, write_csv, write_json
+from breastcli.gan.assessment import Assessment, ImageSet, assess_images
+from breastcli.gan.checkpoint import TrainedGenerator, load_generator, save_generator
+from breastcli.gan.conditions import choose_numbers
+from breastcli.gan.features import FeatureNetwork, load_features
+from breastcli.gan.folder import claim_images, write_synthetic
+from breastcli.gan.runs import FILM, GENERATOR, SAMPLES, claim_run, default_run, find_gan_run, sample_files
+from breastcli.gan.start import check_fit, start_fit
+from breastcli.gan.subject import Subject, draw_subject, open_folder, open_source, real_set
+from breastcli.gan.training import (
+    COLLAPSE_LIMIT,
+    GanSession,
+    diversity_share,
+    find_collapse,
+    mean_figures,
+    take_step,
+)
+from breastcli.progress import SILENT, Progress
+from breastcli.records import stamp_of
+from breastcli.reporting.contact_sheet import contact_sheet
+from breastcli.reporting.report import write_report
+from breastcli.reporting.synthesis_plots import (
+    neighbour_sheet,
+    plot_distances,
+    plot_gan_curves,
+    sample_grid,
+    write_film,
+)
+from breastcli.system.checkpoint import load_resume, save_resume
+from breastcli.system.distributed import Processes, joined_processes
+from breastcli.system.runfolder import LOG, RESUME, logging_to, recorded_run, write_history
+from breastcli.system.runtime import resolve_device, resolve_precision
+
+logger = logging.getLogger(__name__)
+
+DATA = "data/breakhis"
+SNAPSHOTS = 20
+GRID_COLUMNS, GRID_ROWS = 8, 2
+SHEET_IMAGES = 16
+SECONDS_BETWEEN_FIGURES = 0.5
+SMOKE = {"kimg": 0.256, "width": 4, "batch_size": 16, "snapshot": 0.128}
+
+
+@dataclass(frozen=True)
+class SynthesizeResult:
+    """What ``synthesize`` made.
+
+    Attributes:
+        out: the folder written last: the GAN's run folder, that of the images, or that of the assessment.
+        run: the GAN's run folder; None where a folder of images was assessed.
+        history: one row per snapshot, where a GAN was fitted.
+        generated: class to number of images drawn.
+        assessment: the document of ``assess``.
+        collapse: what was wrong with the training, or None.
+        seconds: time of this call.
+        leaky: the stamp of an image-level split, or None.
+        drawn: whether the training images were drawn by a program.
+    """
+
+    out: Path
+    run: Path | None
+    history: list[dict[str, float]]
+    generated: dict[str, int]
+    assessment: dict[str, Any] | None
+    collapse: str | None
+    seconds: float
+    leaky: str | None
+    drawn: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-safe dictionary."""
+        values = dataclasses.asdict(self) | {"run": None if self.run is None else str(self.run)}
+        values["history"] = [
+            {name: value if math.isfinite(value) else None for name, value in row.items()} for row in self.history
+        ]
+        del values["out"]
+        return values
+
+
+def synthesize(config: SynthesizeConfig, progress: Progress = SILENT) -> SynthesizeResult:
+    """Fit a GAN, generate with it, or assess it; "all" fits and generates.
+
+    Only training rows of one split are learned from; the folder of images says which split that was.
+
+    Raises:
+        UsageError: an option that cannot be accepted.
+        UserError: data, run or output folder cannot be used, the training failed or collapsed.
+        LeakError: the features to compare were learned on another split of this data set.
+    """
+    started = time.monotonic()
+    if config.smoke:
+        config = dataclasses.replace(config, **SMOKE)
+    if config.step == "assess":
+        out, run, document = _assess(config, progress)
+        card = document["dataset"]
+        facts = {"collapse": document["collapse"], "leaky": card["leaky"], "drawn": card["drawn"]}
+        return SynthesizeResult(out, run, [], {}, document, seconds=time.monotonic() - started, **facts)
+    if config.step == "fit" and config.run and config.out:
+        raise UsageError(f"the run folder is named twice: {config.run} and --out {config.out}", fix="leave one out")
+    run = Path(config.run or (config.out if config.step == "fit" else None) or default_run(config))
+    history: list[dict[str, float]] = []
+    if config.step in ("fit", "all"):
+        with joined_processes(resolve_device(config.device)) as (processes, device):
+            history = _fit(config, run, processes, device, progress)
+        if not processes.writes:
+            config = dataclasses.replace(config, step="fit")
+    out, generated = run, {}
+    if config.step in ("generate", "all"):
+        out, generated = _generate(config, run, progress)
+    facts = read_json((run / GENERATOR).with_suffix(".json"))
+    card = facts["dataset"]
+    return SynthesizeResult(
+        out=out,
+        run=run,
+        history=history,
+        generated=generated,
+        assessment=None,
+        collapse=facts["collapse"],
+        seconds=time.monotonic() - started,
+        leaky=card["split"]["leaky"],
+        drawn=card["drawn"],
+    )
+
+
+def _fit(
+    config: SynthesizeConfig, out: Path, processes: Processes, device: torch.device, progress: Progress
+) -> list[dict[str, float]]:
+    """Train and keep what ``--resume``, generating and looking need; return the history."""
+    check_fit(config, processes)
+    data = PreparedData.open(Path(config.data or DATA))
+    if data.card.get("synthetic"):
+        raise UserError(f"{data.folder} holds synthetic images", fix="give the folder that they were made from")
+    if processes.writes:
+        claim_run(out, config)
+    with contextlib.ExitStack() as stack:
+        if processes.writes:
+            stack.enter_context(logging_to(out / LOG))
+        session, facts = start_fit(config, data, processes, device)
+        processes.wait()  # until the folder is claimed
+        if config.resume and (out / RESUME).is_file():
+            saved = load_resume(out / RESUME, device)
+            if saved["split_fingerprint"] != data.card["split_fingerprint"]:
+                raise UserError(f"{out} was fitted to another split of {data.folder}", fix="use --overwrite")
+            session.restore(saved)
+            logger.info("resuming after %.1f kimg", session.images_seen / 1000)
+        with _recorded(out, session, facts, data) as info, _clear_memory_errors(config):
+            _learn(session, out, facts, progress)
+            info["kimg"] = session.images_seen / 1000
+        if processes.writes:
+            write_report(out)
+    return session.history
+
+
+@contextlib.contextmanager
+def _recorded(out: Path, session: GanSession, facts: dict[str, Any], data: PreparedData) -> Iterator[dict[str, Any]]:
+    """Keep ``run.json`` true in the process that writes."""
+    if not session.processes.writes:
+        yield {}
+        return
+    known = {
+        "data": facts["data"],
+        "precision": str(session.dtype).removeprefix("torch."),
+        "num_images": {"train": len(session.images)},
+        "conditions": [dataclasses.asdict(one) for one in session.conditions],
+        "processes": session.processes.count,
+    }
+    config = dataclasses.replace(session.config, step="fit", run=None, out=str(out))
+    with recorded_run(out, config, session.device, data.card, known) as info:
+        yield info
+
+
+def _learn(session: GanSession, out: Path, facts: dict[str, Any], progress: Progress) -> None:
+    """Take the steps that are not done yet, with snapshots between them."""
+    config = session.config
+    total = max(1, round(config.kimg * 1000 / config.batch_size))
+    every = max(1, round((config.snapshot or config.kimg / SNAPSHOTS) * 1000 / config.batch_size))
+    progress.begin("fitting", total * config.batch_size, "images")
+    progress.advance("fitting", session.images_seen)
+    began, before, shown = time.monotonic(), session.images_seen, time.monotonic()
+    while session.steps < total:
+        take_step(session)
+        figures = {}
+        if time.monotonic() - shown > SECONDS_BETWEEN_FIGURES:
+            shown, figures = time.monotonic(), {"kimg": session.images_seen / 1000}
+        progress.advance("fitting", config.batch_size, **figures)
+        if session.steps % every == 0 or session.steps == total:
+            seconds = time.monotonic() - began
+            speed = (session.images_seen - before) / seconds
+            session.timing.append((session.images_seen / 1000, round(seconds, 1), round(speed, 2)))
+            _snapshot(session, out, facts)
+            began, before = time.monotonic(), session.images_seen
+
+
+def _snapshot(session: GanSession, out: Path, facts: dict[str, Any]) -> None:
+    """Measure, look for a collapse, and save; ``resume.pt`` comes last.
+
+    Raises:
+        UserError: the training failed or collapsed; the last healthy generator is kept.
+    """
+    config, kimg = session.config, session.images_seen / 1000
+    row = {"kimg": kimg, **mean_figures(session), "diversity": diversity_share(session)}
+    session.history.append(row)
+    found = find_collapse(session.history, config.kimg, config.size)
+    if session.processes.writes:
+        _show_progress(session, out, facts)
+    if found and config.on_collapse == "stop":
+        fix = "raise --gp-weight or --gamma, lower --lr, or use --on-collapse warn; the last healthy generator is kept"
+        raise UserError(f"stopped at {kimg:.1f} kimg: {found}", fix)
+    if found:
+        logger.warning("at %.1f kimg: %s", kimg, found)
+        facts["collapse"] = f"at {kimg:.1f} kimg: {found}"
+    if session.processes.writes:
+        save_generator(out / GENERATOR, session.average, session.conditions, {**facts, "kimg": kimg})
+        fingerprint = facts["dataset"]["split_fingerprint"]
+        save_resume(out / RESUME, {**session.state(), "split_fingerprint": fingerprint})
+
+
+def _show_progress(session: GanSession, out: Path, facts: dict[str, Any]) -> None:
+    """Write history, curves, the grid of fixed noise and the film of all grids."""
+    card, kimg = facts["dataset"], session.images_seen / 1000
+    stamp = stamp_of(card["split"]["leaky"], card["drawn"])
+    write_history(out, session.history)
+    write_csv(out / "timing.csv", ("kimg", "seconds", "images_per_second"), session.timing)
+    plot_gan_curves(session.history, out / "curves.png", stamp=stamp, collapse_limit=COLLAPSE_LIMIT)
+    average = TrainedGenerator(session.average.eval(), session.conditions, facts)
+    numbers = dict.fromkeys(range(len(session.conditions)), GRID_COLUMNS * GRID_ROWS)
+    drawn = average.draw(numbers, seed=session.config.seed)
+    title = f"{card['title']}, synthetic, {kimg:.1f} kimg" + (f"\n{stamp}" if stamp else "")
+    images = {session.conditions[number].name: _pixels(one) for number, one in drawn.items()}
+    sample_grid(images, out / SAMPLES / f"{session.images_seen:08d}.png", title=title, columns=GRID_COLUMNS)
+    write_film(sample_files(out), out / FILM)
+
+
+def _generate(config: SynthesizeConfig, run: Path, progress: Progress) -> tuple[Path, dict[str, int]]:
+    """Draw images into a prepared folder of training rows; return it and the number of images of each class."""
+    find_gan_run(run)
+    generator = load_generator(run / GENERATOR, resolve_device(config.device))
+    facts = generator.facts
+    fold = "" if facts["fold"] is None else f"-fold{facts['fold']}"
+    out = Path(config.out or f"{facts['data'].rstrip('/')}-synthetic{fold}")
+    numbers = choose_numbers(config.label, config.num, generator.conditions, facts["class_counts"])
+    claim_images(out, overwrite=config.overwrite)
+    if facts["collapse"]:
+        logger.warning("%s collapsed in training: %s", run, facts["collapse"])
+    drawn = _draw(generator, numbers, config, progress)
+    made = {"run": str(run), "seed": config.seed, "truncation": config.truncation}
+    card = write_synthetic(out, generator, drawn, made)
+    cells = {("synthetic", generator.conditions[n].name): _pixels(one[:SHEET_IMAGES]) for n, one in drawn.items()}
+    stamp = stamp_of(card["split"]["leaky"], card["drawn"])
+    title = f"{card['title']}\n{card['num_images']:,} images, {facts['kimg']:g} kimg {stamp}"
+    contact_sheet(cells, out / "contact_sheet.png", title=title)
+    return out, {row["class"]: row["images"] for row in card["counts"]}
+
+
+def _draw(
+    generator: TrainedGenerator, numbers: dict[int, int], config: SynthesizeConfig, progress: Progress
+) -> dict[int, Tensor]:
+    progress.begin("generating", sum(numbers.values()), "images")
+    return generator.draw(
+        numbers,
+        seed=config.seed,
+        truncation=config.truncation,
+        batch_size=config.batch_size,
+        on_batch=lambda count: progress.advance("generating", count),
+    )
+
+
+def _assess(config: SynthesizeConfig, progress: Progress) -> tuple[Path, Path | None, dict[str, Any]]:
+    """Compare a generator's images, or a folder of them, with real ones; return folder, run and document."""
+    given = Path(config.run or default_run(config))
+    is_folder = (given / MANIFEST).is_file()
+    device = resolve_device(config.device)
+    subject = open_folder(given) if is_folder else draw_subject(given, config, device, progress)
+    data = open_source(config, subject.facts)
+    out = Path(config.out or given / "assess")
+    dtype = resolve_precision(config.precision, device)
+    network = load_features(config.features, subject.facts["dataset"], subject.facts["fold"], device, dtype)
+    claim_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out")
+    sets = [real_set(data, split, subject) for split in ("train", config.split)]
+    turn = bool(subject.facts["turn"])
+    progress.begin("features", len(subject.images) + len(sets[1]) + len(sets[0]) * (8 if turn else 1), "images")
+    found = assess_images(
+        subject.images,
+        *sets,
+        data.classes,
+        network,
+        draws=config.draws,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        turn=turn,
+        on_batch=lambda count: progress.advance("features", count),
+    )
+    document = _document(config, given, subject, network, data, found)
+    _draw_assessment(out, subject, sets[0], found, document)
+    write_json(out / "assessment.json", document)
+    if not is_folder:
+        write_report(given)
+    return out, None if is_folder else given, document
+
+
+def _document(
+    config: SynthesizeConfig,
+    given: Path,
+    subject: Subject,
+    network: FeatureNetwork,
+    data: PreparedData,
+    found: Assessment,
+) -> dict[str, Any]:
+    """Return the contents of ``assessment.json``."""
+    card, facts = data.card, subject.facts
+    notes = [
+        "all sets are of the same size and class mixture, and real images were resized like the generated",
+        "draws overlap: the deviations say how much a draw matters, not how sure the figure is",
+    ]
+    if network.kind == "run":
+        notes.append(f"features of {network.name}: figures can be compared with others of the same features only")
+    return {
+        "generated": {
+            "source": str(given),
+            "n": len(subject.images),
+            "kimg": facts["kimg"],
+            "truncation": subject.truncation,
+            "size_px": subject.images.images.shape[-1],
+        },
+        "features": {"name": network.name, "kind": network.kind},
+        "dataset": {
+            **{name: card[name] for name in ("name", "fingerprint", "split_fingerprint", "drawn")},
+            "fold": facts["fold"],
+            "leaky": card["split"]["leaky"],
+            "split": config.split,
+        },
+        "collapse": facts["collapse"],
+        "notes": notes,
+        **found.figures,
+    }
+
+
+def _draw_assessment(
+    out: Path, subject: Subject, training: ImageSet, found: Assessment, document: dict[str, Any]
+) -> None:
+    """Write the pictures of an assessment."""
+    card = document["dataset"]
+    stamp = stamp_of(card["leaky"], card["drawn"])
+    classes = [row["class"] for row in document["classes"]]
+    bands = {}
+    for name, label in zip(classes, np.unique(subject.images.labels), strict=True):
+        for kind, one in (("generated", subject.images), ("training", training)):
+            bands[f"{name}, {kind}"] = _pixels(one.images[np.flatnonzero(one.labels == label)[:SHEET_IMAGES]])
+    title = f"Generated and real images\n{document['generated']['source']} {stamp}"
+    sample_grid(bands, out / "samples.png", title=title)
+    pairs = np.array(found.closest)
+    captions = [f"{one['class']} · {one['distance']:.2f}" for one in document["neighbours"]["closest"]]
+    title = f"Generated images and their nearest training images\n{stamp}".strip()
+    generated, real = _pixels(subject.images.images[pairs[:, 0]]), _pixels(training.images[pairs[:, 1]])
+    neighbour_sheet(generated, real, captions, out / "neighbours.png", title=title)
+    plot_distances(found.distances, out / "distances.png", threshold=found.threshold, stamp=stamp)
+
+
+def _pixels(images: Tensor) -> np.ndarray:
+    """Return images (n, 3, H, W) as (n, H, W, 3)."""
+    return images.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+@contextlib.contextmanager
+def _clear_memory_errors(config: SynthesizeConfig) -> Iterator[None]:
+    """Turn running out of device memory into one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        problem = f"the device's memory does not hold --size {config.size} with --batch-size {config.batch_size}"
+        raise UserError(problem, fix=f"try --batch-size {max(2, config.batch_size // 2)} with --overwrite") from error
