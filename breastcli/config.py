@@ -129,7 +129,11 @@ class SynthesizeConfig(JobConfig):
     out: str | None = option(
         None, "Folder of synthetic images (default: DATA-synthetic); of fit the run folder.", metavar="DIR"
     )
-    data: str | None = option(None, "Prepared folder (default: data/breakhis, or the run's own).", metavar="DIR")
+    data: str | None = option(
+        None,
+        "Prepared folder (default: data/breakhis, or the run's own); generate: also one of another size.",
+        metavar="DIR",
+    )
     mag: str = option("all", "fit: magnification.", metavar="all|40x|100x|200x|400x")
     fold: int | None = option(None, "fit: fold to keep for testing, where the data set has folds.", at_least=0)
     classes: str = option("all", "fit: classes or subtypes to learn, separated by commas.", metavar="all|A,B")

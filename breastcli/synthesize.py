@@ -23,7 +23,7 @@ from breastcli.gan.assessment import Assessment, ImageSet, assess_images
 from breastcli.gan.checkpoint import TrainedGenerator, load_generator, save_generator
 from breastcli.gan.conditions import choose_numbers
 from breastcli.gan.features import FeatureNetwork, load_features
-from breastcli.gan.folder import claim_images, write_synthetic
+from breastcli.gan.folder import claim_images, made_for, write_synthetic
 from breastcli.gan.runs import FILM, GENERATOR, SAMPLES, claim_run, default_run, find_gan_run, sample_files
 from breastcli.gan.start import check_fit, start_fit
 from breastcli.gan.subject import Subject, draw_subject, open_folder, open_source, real_set
@@ -255,6 +255,8 @@ def _generate(config: SynthesizeConfig, run: Path, progress: Progress) -> tuple[
     """Draw images into a prepared folder of training rows; return it and the number of images of each class."""
     find_gan_run(run)
     generator = load_generator(run / GENERATOR, resolve_device(config.device))
+    if config.data:
+        generator = made_for(generator, PreparedData.open(Path(config.data)))
     facts = generator.facts
     fold = "" if facts["fold"] is None else f"-fold{facts['fold']}"
     out = Path(config.out or f"{facts['data'].rstrip('/')}-synthetic{fold}")

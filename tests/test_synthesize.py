@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from breastcli.config import SynthesizeConfig, UsageError, UserError
+from breastcli.config import PrepareConfig, SynthesizeConfig, UsageError, UserError
 from breastcli.data.store import PreparedData
 from breastcli.files import read_csv, read_json
 from breastcli.gan import training
 from breastcli.gan.checkpoint import load_generator
 from breastcli.gan.runs import GENERATOR
+from breastcli.prepare import prepare
 from breastcli.synthesize import synthesize
 from breastcli.system.runfolder import RESUME, find_run
 
@@ -213,6 +214,18 @@ def test_the_folder_of_images_says_where_it_comes_from(fitted: Path, prepared: P
     assert {row.record.patient for row in images.rows} == {""}
     with pytest.raises(UserError, match="synthetic training images only"):
         images.select("val")
+
+
+def test_images_for_a_copy_of_another_size(fitted: Path, raw: Path, folds: Path, tmp_path: Path) -> None:
+    prepare(PrepareConfig(raw=str(raw), out=str(tmp_path / "larger"), size=48))
+    images = generate(fitted, tmp_path / "images", data=str(tmp_path / "larger"))
+    assert images.size_px == 48
+    larger = PreparedData.open(tmp_path / "larger").card
+    assert images.card["synthetic"]["source"]["fingerprint"] == larger["fingerprint"]
+    drawn = load_generator(fitted / GENERATOR, CPU).draw({0: 6}, seed=0)[0]
+    assert np.array_equal(images.images, training.resize(drawn, 48).permute(0, 2, 3, 1).numpy())
+    with pytest.raises(UserError, match="another split"):
+        generate(fitted, tmp_path / "none", data=str(folds))
 
 
 def test_images_depend_on_the_seed_alone(fitted: Path, tmp_path: Path) -> None:

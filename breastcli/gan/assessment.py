@@ -86,14 +86,12 @@ def assess_images(
     Args:
         generated: images of the generator.
         training: real images that it learned from; ``held_out`` of other groups.
-        classes: K class names.
-        network: what the features come from.
+        classes: K class names; ``network`` makes the features.
         draws: repeated draws, their randomness from ``seed``.
         turn: whether the generator saw training images in all eight positions, so that a copy may be turned.
         on_batch: called with the size of every batch of ``batch_size`` images.
 
-    Raises:
-        UserError: too few images.
+    Raises UserError where there are too few images.
     """
     sizes = _sizes(generated, training, held_out)
     own, predicted = network(generated.images, batch_size, on_batch)
@@ -107,10 +105,6 @@ def assess_images(
         known = {"class": classes[label], "n": int(mine.sum())}
         agreement = _agreement(predicted, mine, classes[label], network.classes)
         rows.append(known | _class_figures(own[mine], real[theirs], size, draws, rng) | {"agreement": agreement})
-    distances, match = _distances(own, real, other, turned)
-    threshold = float(np.quantile(distances["training to training"], COPY_QUANTILE))
-    found = distances["generated to training"]
-    pairs = [(int(place), int(match[place])) for place in np.argsort(found, kind="stable")[:NUM_CLOSEST]]
     figures = {
         "n_per_draw": sum(sizes.values()),
         "draws": draws,
@@ -118,9 +112,8 @@ def assess_images(
         "comparisons": _comparisons(own, real, other, drawn),
         "coverage": _coverage(own, real, other, drawn[0]),
         "classes": rows,
-        "neighbours": _neighbours(found, threshold, pairs, generated, training, classes),
     }
-    return Assessment(figures, distances, threshold, pairs)
+    return _with_neighbours(figures, *_distances(own, real, other, turned), generated, training, classes)
 
 
 def _sizes(generated: ImageSet, training: ImageSet, held_out: ImageSet) -> dict[int, int]:
@@ -220,26 +213,29 @@ def _class_figures(
     }
 
 
-def _neighbours(
-    distances: np.ndarray,
-    threshold: float,
-    pairs: Sequence[tuple[int, int]],
+def _with_neighbours(
+    figures: dict[str, Any],
+    distances: dict[str, np.ndarray],
+    match: np.ndarray,
     generated: ImageSet,
     training: ImageSet,
     classes: Sequence[str],
-) -> dict[str, Any]:
-    """Return how many images lie suspiciously close to a training image, and the closest pairs."""
-    below = int((distances < threshold).sum())
+) -> Assessment:
+    """Add how many images lie suspiciously close to a training image, and the closest pairs."""
+    threshold = float(np.quantile(distances["training to training"], COPY_QUANTILE))
+    found = distances["generated to training"]
+    below = int((found < threshold).sum())
+    pairs = [(int(place), int(match[place])) for place in np.argsort(found, kind="stable")[:NUM_CLOSEST]]
     closest = [
         {
             "image_id": generated.names[own],
             "class": classes[generated.labels[own]],
             "training_id": training.names[real],
-            "distance": float(distances[own]),
+            "distance": float(found[own]),
         }
         for own, real in pairs
     ]
-    return {
+    neighbours = {
         "threshold": threshold,
         "num_below": below,
         "n": len(generated),
@@ -247,6 +243,7 @@ def _neighbours(
         "copies": below > COPY_LIMIT * len(generated),
         "closest": closest,
     }
+    return Assessment(figures | {"neighbours": neighbours}, distances, threshold, pairs)
 
 
 def _distances(

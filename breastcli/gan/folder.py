@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from breastcli.data.store import (
     CARD,
     IMAGES,
     MANIFEST,
+    PreparedData,
     fingerprints,
     remove_embeddings,
     write_header,
@@ -39,6 +41,20 @@ def claim_images(out: Path, *, overwrite: bool) -> None:
     if (out / MANIFEST).is_file() and not read_json(out / CARD).get("synthetic"):
         raise UserError(f"{out} holds real images", fix="choose another --out")
     claim_folder(out, allowed=overwrite, hint="use --overwrite or another --out")
+
+
+def made_for(generator: TrainedGenerator, data: PreparedData) -> TrainedGenerator:
+    """Return the generator as one of another copy of its data set, such as one of other pixels, but the same split.
+
+    Raises:
+        UserError: the copy has another split, or its images were stain-normalised in another way.
+    """
+    source = generator.facts["dataset"]
+    for key, what in (("name", "another data set"), ("split_fingerprint", "another split"), ("stain", "another stain")):
+        if data.card[key] != source[key]:
+            fix = "prepare it with the same options but the size"
+            raise UserError(f"{data.folder} has {what} than the generator learned from", fix)
+    return dataclasses.replace(generator, facts={**generator.facts, "dataset": data.card, "data": str(data.folder)})
 
 
 def write_synthetic(
