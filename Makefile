@@ -33,12 +33,21 @@ demo: $(STAMP)  ## draw the sample data set and run the whole chain on it
 	  --num 24 --target malignant --overwrite
 	$(BIN)/breastcli predict $(DEMO)/run $(DEMO)/raw/BreaKHis_v1/histology_slides/breast/benign/SOB/adenosis \
 	  --out $(DEMO)/predictions.csv --device $(DEVICE) --overwrite
+	$(BIN)/breastcli synthesize fit --data $(DEMO)/data --out $(DEMO)/gan --device $(DEVICE) \
+	  --width 8 --batch-size 8 --kimg 3 --snapshot 0.25 --overwrite
+	$(BIN)/breastcli synthesize generate $(DEMO)/gan --out $(DEMO)/synthetic --device $(DEVICE) --overwrite
+	$(BIN)/breastcli synthesize assess $(DEMO)/gan --features $(DEMO)/run --device $(DEVICE) --overwrite
+	$(BIN)/breastcli train --arch timm/resnet10t --data $(DEMO)/data --extra $(DEMO)/synthetic --out $(DEMO)/run-extra \
+	  --device $(DEVICE) --epochs 6 --lr 1e-3 --schedule cosine --augment light --imbalance weights --overwrite
+	$(BIN)/breastcli evaluate $(DEMO)/run-extra --device $(DEVICE) --overwrite
 	@echo
 	@echo "The sample data set is drawn by a program: its figures say that the chain works, nothing about tissue."
 	@echo "contact sheet  $(DEMO)/data/contact_sheet.png"
 	@echo "training run   $(DEMO)/run"
 	@echo "explanations   $(DEMO)/run/explain/dtgradcam-gradcam/gallery.png"
 	@echo "predictions    $(DEMO)/predictions.csv"
+	@echo "generator      $(DEMO)/gan/report.html"
+	@echo "synthetic      $(DEMO)/synthetic/contact_sheet.png"
 	@echo "report         $(DEMO)/run/report.html"
 
 lint: $(STAMP)  ## check format and style
