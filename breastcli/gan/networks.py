@@ -118,7 +118,8 @@ class Generator(nn.Module):
             nn.ModuleList([StyledConv(before, after, dim), StyledConv(after, after, dim)])
             for (_, before), (_, after) in itertools.pairwise(sizes)
         )
-        self.to_rgb = nn.ModuleList(EqualConv(channels, 3, 1, gain=1.0) for _, channels in sizes)
+        # Together the sizes begin within the bend of tanh, where it still has a slope.
+        self.to_rgb = nn.ModuleList(EqualConv(channels, 3, 1, gain=1 / len(sizes)) for _, channels in sizes)
 
     def style(self, noise: Tensor, conditions: Tensor) -> Tensor:
         """Return the style (B, noise_dim) of noise (B, noise_dim) and conditions (B,)."""
