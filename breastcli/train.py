@@ -86,11 +86,12 @@ class TrainResult:
 
 
 def default_out(config: TrainConfig) -> Path:
-    """Return the run folder of a configuration that names none: ``runs/ARCH-MAG``, with fold and ``smoke`` if any."""
+    """Return the run folder of a configuration that names none: ``runs/ARCH-MAG``, fold, extra and smoke if any."""
     magnification = parse_magnification(config.mag)
     name = f"{re.sub('[/:]', '-', config.arch)}-{magnification.lower() if magnification else 'all'}"
     fold = "" if config.fold is None else f"-fold{config.fold}"
-    return RUNS / f"{name}{fold}{'-smoke' if config.smoke else ''}"
+    extra = "-extra" if config.extra else ""
+    return RUNS / f"{name}{fold}{extra}{'-smoke' if config.smoke else ''}"
 
 
 def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
