@@ -12,19 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from breastcli.config import SynthesizeConfig, UsageError, UserError
 from breastcli.data.store import MANIFEST, PreparedData
 from breastcli.files import claim_folder, read_json, write_csv, write_json
-from breastcli.gan.assessment import Assessment, ImageSet, assess_images
+from breastcli.gan.assessment import Assessment, assess_images
 from breastcli.gan.checkpoint import TrainedGenerator, load_generator, save_generator
 from breastcli.gan.conditions import choose_numbers
 from breastcli.gan.features import FeatureNetwork, load_features
 from breastcli.gan.folder import claim_images, made_for, write_synthetic
-from breastcli.gan.runs import FILM, GENERATOR, SAMPLES, claim_run, default_run, find_gan_run, sample_files
+from breastcli.gan.runs import (
+    FILM,
+    GENERATOR,
+    SAMPLES,
+    claim_run,
+    default_run,
+    find_gan_run,
+    remove_gan_results,
+    sample_files,
+)
 from breastcli.gan.start import check_fit, start_fit
 from breastcli.gan.subject import Subject, draw_subject, open_folder, open_source, real_set
 from breastcli.gan.training import (
@@ -34,18 +42,13 @@ from breastcli.gan.training import (
     find_collapse,
     mean_figures,
     take_step,
+    to_arrays,
 )
 from breastcli.progress import SILENT, Progress
 from breastcli.records import stamp_of
 from breastcli.reporting.contact_sheet import contact_sheet
 from breastcli.reporting.report import write_report
-from breastcli.reporting.synthesis_plots import (
-    neighbour_sheet,
-    plot_distances,
-    plot_gan_curves,
-    sample_grid,
-    write_film,
-)
+from breastcli.reporting.synthesis_plots import draw_assessment, plot_gan_curves, sample_grid, write_film
 from breastcli.system.checkpoint import load_resume, save_resume
 from breastcli.system.distributed import Processes, joined_processes
 from breastcli.system.runfolder import LOG, RESUME, logging_to, recorded_run, write_history
@@ -119,6 +122,8 @@ def synthesize(config: SynthesizeConfig, progress: Progress = SILENT) -> Synthes
         raise UsageError(f"the run folder is named twice: {config.run} and --out {config.out}", fix="leave one out")
     run = Path(config.run or (config.out if config.step == "fit" else None) or default_run(config))
     history: list[dict[str, float]] = []
+    if config.step == "all":  # rather refused now than after the fit
+        claim_images(_images_folder(config, config.data or DATA, config.fold), overwrite=config.overwrite)
     if config.step in ("fit", "all"):
         with joined_processes(resolve_device(config.device)) as (processes, device):
             history = _fit(config, run, processes, device, progress)
@@ -157,7 +162,10 @@ def _fit(
             stack.enter_context(logging_to(out / LOG))
         session, facts = start_fit(config, data, processes, device)
         processes.wait()  # until the folder is claimed
-        if config.resume and (out / RESUME).is_file():
+        resuming = config.resume and (out / RESUME).is_file()
+        if config.overwrite and not resuming and processes.writes:
+            remove_gan_results(out)
+        if resuming:
             saved = load_resume(out / RESUME, device)
             if saved["split_fingerprint"] != data.card["split_fingerprint"]:
                 raise UserError(f"{out} was fitted to another split of {data.folder}", fix="use --overwrite")
@@ -168,6 +176,7 @@ def _fit(
             info["kimg"] = session.images_seen / 1000
         if processes.writes:
             write_report(out)
+        processes.wait()  # until everything is written
     return session.history
 
 
@@ -246,9 +255,15 @@ def _show_progress(session: GanSession, out: Path, facts: dict[str, Any]) -> Non
     numbers = dict.fromkeys(range(len(session.conditions)), GRID_COLUMNS * GRID_ROWS)
     drawn = average.draw(numbers, seed=session.config.seed)
     title = f"{card['title']}, synthetic, {kimg:.1f} kimg" + (f"\n{stamp}" if stamp else "")
-    images = {session.conditions[number].name: _pixels(one) for number, one in drawn.items()}
+    images = {session.conditions[number].name: to_arrays(one) for number, one in drawn.items()}
     sample_grid(images, out / SAMPLES / f"{session.images_seen:08d}.png", title=title, columns=GRID_COLUMNS)
     write_film(sample_files(out), out / FILM)
+
+
+def _images_folder(config: SynthesizeConfig, data: str, fold: int | None) -> Path:
+    """Return the folder for the images: ``DATA-synthetic`` unless one is named, with fold and smoke if any."""
+    suffix = ("" if fold is None else f"-fold{fold}") + ("-smoke" if config.smoke else "")
+    return Path(config.out or f"{data.rstrip('/')}-synthetic{suffix}")
 
 
 def _generate(config: SynthesizeConfig, run: Path, progress: Progress) -> tuple[Path, dict[str, int]]:
@@ -258,8 +273,7 @@ def _generate(config: SynthesizeConfig, run: Path, progress: Progress) -> tuple[
     if config.data:
         generator = made_for(generator, PreparedData.open(Path(config.data)))
     facts = generator.facts
-    fold = "" if facts["fold"] is None else f"-fold{facts['fold']}"
-    out = Path(config.out or f"{facts['data'].rstrip('/')}-synthetic{fold}")
+    out = _images_folder(config, facts["data"], facts["fold"])
     numbers = choose_numbers(config.label, config.num, generator.conditions, facts["class_counts"])
     claim_images(out, overwrite=config.overwrite)
     if facts["collapse"]:
@@ -267,7 +281,7 @@ def _generate(config: SynthesizeConfig, run: Path, progress: Progress) -> tuple[
     drawn = _draw(generator, numbers, config, progress)
     made = {"run": str(run), "seed": config.seed, "truncation": config.truncation}
     card = write_synthetic(out, generator, drawn, made)
-    cells = {("synthetic", generator.conditions[n].name): _pixels(one[:SHEET_IMAGES]) for n, one in drawn.items()}
+    cells = {("synthetic", generator.conditions[n].name): to_arrays(one[:SHEET_IMAGES]) for n, one in drawn.items()}
     stamp = stamp_of(card["split"]["leaky"], card["drawn"])
     title = f"{card['title']}\n{card['num_images']:,} images, {facts['kimg']:g} kimg {stamp}"
     contact_sheet(cells, out / "contact_sheet.png", title=title)
@@ -313,7 +327,7 @@ def _assess(config: SynthesizeConfig, progress: Progress) -> tuple[Path, Path | 
         on_batch=lambda count: progress.advance("features", count),
     )
     document = _document(config, given, subject, network, data, found)
-    _draw_assessment(out, subject, sets[0], found, document)
+    draw_assessment(out, subject, sets[0], found, document)
     write_json(out / "assessment.json", document)
     if not is_folder:
         write_report(given)
@@ -355,32 +369,6 @@ def _document(
         "notes": notes,
         **found.figures,
     }
-
-
-def _draw_assessment(
-    out: Path, subject: Subject, training: ImageSet, found: Assessment, document: dict[str, Any]
-) -> None:
-    """Write the pictures of an assessment."""
-    card = document["dataset"]
-    stamp = stamp_of(card["leaky"], card["drawn"])
-    classes = [row["class"] for row in document["classes"]]
-    bands = {}
-    for name, label in zip(classes, np.unique(subject.images.labels), strict=True):
-        for kind, one in (("generated", subject.images), ("training", training)):
-            bands[f"{name}, {kind}"] = _pixels(one.images[np.flatnonzero(one.labels == label)[:SHEET_IMAGES]])
-    title = f"Generated and real images\n{document['generated']['source']} {stamp}"
-    sample_grid(bands, out / "samples.png", title=title)
-    pairs = np.array(found.closest)
-    captions = [f"{one['class']} · {one['distance']:.2f}" for one in document["neighbours"]["closest"]]
-    title = f"Generated images and their nearest training images\n{stamp}".strip()
-    generated, real = _pixels(subject.images.images[pairs[:, 0]]), _pixels(training.images[pairs[:, 1]])
-    neighbour_sheet(generated, real, captions, out / "neighbours.png", title=title)
-    plot_distances(found.distances, out / "distances.png", threshold=found.threshold, stamp=stamp)
-
-
-def _pixels(images: Tensor) -> np.ndarray:
-    """Return images (n, 3, H, W) as (n, H, W, 3)."""
-    return images.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Do synthetic images help? The same classifier on the same folds without help, with augmentation, with more images.
 
-The comparison behind a table of docs/results.md. Each fold has its own folder of synthetic images, made from that fold's
-training images:
+The comparison behind a table of docs/results.md. Each fold has its own folder of synthetic images, made from that
+fold's training images:
 
     python docs/synthesis_comparison.py PREPARED_FOLDER --weights FILE --synthetic 'images-{fold}' --out RUNS
 

@@ -199,7 +199,8 @@ def test_conditions_are_learned_apart(prepared: Path) -> None:
     for _ in range(30):
         take_step(session)
     images, conditions = _draw_real(session, np.random.default_rng(0), torch.Generator().manual_seed(0))
-    right, swapped = session.critic(images, conditions), session.critic(images, 1 - conditions)
+    with torch.no_grad():
+        right, swapped = session.critic(images, conditions), session.critic(images, 1 - conditions)
     assert float((right - swapped).mean()) > 0.1
     noise = torch.randn(64, session.options.noise_dim)
     dark, bright = (session.average(noise, torch.full((64,), label)).mean() for label in (0, 1))
@@ -209,8 +210,9 @@ def test_conditions_are_learned_apart(prepared: Path) -> None:
 def test_diversity_is_a_share_of_the_real_images(prepared: Path) -> None:
     session = make_session(prepared)
     assert diversity_share(session) > 0.05
-    with torch.no_grad():  # no noise reaches the style any more: every image of a condition is the same
-        session.generator.mapping[0].weight[:, : session.options.noise_dim] = 0
+    with torch.no_grad():  # noise reaches neither style nor layout any more: every image of a condition is the same
+        for layer in (session.generator.mapping[0], session.generator.start):
+            layer.weight[:, : session.options.noise_dim] = 0
     assert diversity_share(session) < 1e-3
 
 

@@ -172,6 +172,22 @@ def test_overwriting_removes_what_was_written_and_nothing_else(own_gan: Path, ti
     assert sorted(path.name for path in (own_gan / "samples").iterdir()) == ["00000016.png", "mine.png"]
 
 
+def test_overwriting_with_bad_options_loses_nothing(own_gan: Path, tiny_gan: SynthesizeConfig) -> None:
+    before = sorted(own_gan.rglob("*"))
+    with pytest.raises(UsageError, match="no such class"):
+        synthesize(dataclasses.replace(tiny_gan, out=str(own_gan), overwrite=True, classes="normal"))
+    assert sorted(own_gan.rglob("*")) == before
+
+
+def test_an_occupied_folder_for_the_images_is_seen_before_the_fit(tiny_gan: SynthesizeConfig, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/mine.txt").write_text("x")
+    config = dataclasses.replace(tiny_gan, step="all", run=str(tmp_path / "run"), out=str(tmp_path / "images"))
+    with pytest.raises(UserError, match="not empty"):
+        synthesize(config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_collapse_stops_the_fit_and_keeps_the_last_healthy_generator(
     tiny_gan: SynthesizeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from breastcli.gan.training import to_pixels
 from breastcli.system.runtime import mix_seed
 
 METADATA_KEY = "breastcli"
-STYLES_FOR_MEAN = 4096
+NOISES_FOR_MEAN = 4096
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class TrainedGenerator:
         Args:
             numbers: condition to how many.
             seed: of the noise.
-            truncation: psi; styles are pulled to psi times their distance from the condition's mean style.
+            truncation: psi; layouts and styles are pulled to psi times their distance from the condition's mean.
             batch_size: images at once.
             on_batch: called with the size of every finished batch.
 
@@ -67,25 +67,28 @@ class TrainedGenerator:
         Source of truncation: Karras et al., A Style-Based Generator Architecture, CVPR 2019, appendix B.
         """
         device = next(self.network.parameters()).device
+        inners = (self.network.layout, self.network.style)
         drawn = {}
         for number, count in numbers.items():
             source = torch.Generator().manual_seed(mix_seed(seed, number))
             noise = torch.randn((count, self.network.options.noise_dim), generator=source).to(device)
-            mean = self._mean_style(number) if truncation != 1 else None
+            centres = [self._mean(inner, number) for inner in inners] if truncation != 1 else []
             parts = []
             for part in noise.split(batch_size):
-                style = self.network.style(part, torch.full((len(part),), number, device=device))
-                style = style if mean is None else mean + truncation * (style - mean)
-                parts.append(to_pixels(self.network.draw(style)).cpu())
+                places = [inner(part, torch.full((len(part),), number, device=device)) for inner in inners]
+                if centres:
+                    places = [mean + truncation * (one - mean) for one, mean in zip(places, centres, strict=True)]
+                parts.append(to_pixels(self.network.draw(*places)).cpu())
                 on_batch(len(part))
             drawn[number] = torch.cat(parts)
         return drawn
 
-    def _mean_style(self, number: int) -> Tensor:
+    def _mean(self, inner: Callable[[Tensor, Tensor], Tensor], number: int) -> Tensor:
+        """Return the mean of layout or style over many noises."""
         device = next(self.network.parameters()).device
         source = torch.Generator().manual_seed(mix_seed(0, number))
-        noise = torch.randn((STYLES_FOR_MEAN, self.network.options.noise_dim), generator=source).to(device)
-        return self.network.style(noise, torch.full((len(noise),), number, device=device)).mean(dim=0, keepdim=True)
+        noise = torch.randn((NOISES_FOR_MEAN, self.network.options.noise_dim), generator=source).to(device)
+        return inner(noise, torch.full((len(noise),), number, device=device)).mean(dim=0, keepdim=True)
 
 
 def save_generator(path: Path, network: Generator, conditions: list[Condition], facts: Mapping[str, Any]) -> None:

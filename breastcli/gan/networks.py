@@ -15,6 +15,7 @@ SIZES_PX = (64, 128, 256, 512)
 MAX_WIDENING = 8  # channels at the smallest maps, as a multiple of those at full size
 SLOPE = 0.2
 GAIN = math.sqrt(2 / (1 + SLOPE**2))  # what keeps the variance through a leaky rectifier
+MAPPING_PACE = 0.01  # or the style soon forgets the noise (Karras et al. 2019, appendix C)
 GROUP_SIZE = 4  # images that the critic sees the spread of
 
 
@@ -44,18 +45,20 @@ class GanOptions:
 class EqualLinear(nn.Module):
     """A linear layer whose weights are scaled at run time, so that one learning rate suits every layer.
 
+    It learns at ``pace`` times that rate.
+
     Source: Karras et al., Progressive Growing of GANs, ICLR 2018, section 4.1.
     """
 
-    def __init__(self, num_in: int, num_out: int, *, gain: float = 1.0, bias: float = 0.0) -> None:
+    def __init__(self, num_in: int, num_out: int, *, gain: float = 1.0, bias: float = 0.0, pace: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(num_out, num_in))
-        self.bias = nn.Parameter(torch.full((num_out,), bias))
-        self.gain = gain / math.sqrt(num_in)
+        self.weight = nn.Parameter(torch.randn(num_out, num_in) / pace)
+        self.bias = nn.Parameter(torch.full((num_out,), bias / pace))
+        self.gain, self.pace = gain * pace / math.sqrt(num_in), pace
 
     def forward(self, values: Tensor) -> Tensor:
         """Return (B, num_out) of (B, num_in)."""
-        return functional.linear(values, self.weight * self.gain, self.bias)
+        return functional.linear(values, self.weight * self.gain, self.bias * self.pace)
 
 
 class EqualConv(nn.Module):
@@ -98,8 +101,8 @@ class StyledConv(nn.Module):
 class Generator(nn.Module):
     """Turns noise and a condition into an image.
 
-    The condition's embedding and the noise give a style, which modulates every upsampling block; each size adds its
-    own red, green and blue to those of the sizes below, and tanh ends it.
+    The condition's embedding and the noise give the layout, maps of 4 × 4 pixels, and the style, which modulates every
+    upsampling block; each size adds its own red, green and blue to those of the sizes below, and tanh ends it.
 
     Source: Deebani et al. 2025, "Generator (G)": a deep convolutional network on noise z and label y with LeakyReLU,
     upsampling, a final convolution and tanh. Differs from the paper: "similar to U-Net" can mean its decoder only, as
@@ -111,8 +114,8 @@ class Generator(nn.Module):
         self.options = options
         dim, sizes = options.noise_dim, options.channels()
         self.embedding = nn.Embedding(options.num_conditions, dim)
-        self.mapping = nn.ModuleList([EqualLinear(2 * dim, dim, gain=GAIN), EqualLinear(dim, dim, gain=GAIN)])
-        self.start = nn.Parameter(torch.randn(1, sizes[0][1], START_PX, START_PX))
+        self.mapping = nn.ModuleList(EqualLinear(size, dim, gain=GAIN, pace=MAPPING_PACE) for size in (2 * dim, dim))
+        self.start = EqualLinear(2 * dim, sizes[0][1] * START_PX**2)
         self.first = StyledConv(sizes[0][1], sizes[0][1], dim)
         self.blocks = nn.ModuleList(
             nn.ModuleList([StyledConv(before, after, dim), StyledConv(after, after, dim)])
@@ -123,15 +126,21 @@ class Generator(nn.Module):
 
     def style(self, noise: Tensor, conditions: Tensor) -> Tensor:
         """Return the style (B, noise_dim) of noise (B, noise_dim) and conditions (B,)."""
-        values = torch.cat([_unit(noise), _unit(self.embedding(conditions))], dim=1)
+        values = self._joined(noise, conditions)
         for layer in self.mapping:
             values = functional.leaky_relu(layer(values), SLOPE)
         return values
 
-    def draw(self, style: Tensor) -> Tensor:
-        """Return images (B, 3, size_px, size_px) in [-1, 1] of styles (B, noise_dim)."""
-        maps = self.start.expand(len(style), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        maps = self.first(maps, style)
+    def layout(self, noise: Tensor, conditions: Tensor) -> Tensor:
+        """Return the smallest maps (B, C, 4, 4) of noise (B, noise_dim) and conditions (B,)."""
+        return self.start(self._joined(noise, conditions)).unflatten(1, (-1, START_PX, START_PX))
+
+    def _joined(self, noise: Tensor, conditions: Tensor) -> Tensor:
+        return torch.cat([_unit(noise), _unit(self.embedding(conditions))], dim=1)
+
+    def draw(self, layout: Tensor, style: Tensor) -> Tensor:
+        """Return images (B, 3, size_px, size_px) in [-1, 1] of layouts (B, C, 4, 4) and styles (B, noise_dim)."""
+        maps = self.first(layout.contiguous(memory_format=torch.channels_last), style)
         image = self.to_rgb[0](maps)
         for block, to_rgb in zip(self.blocks, self.to_rgb[1:], strict=True):
             maps = functional.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)
@@ -147,7 +156,7 @@ class Generator(nn.Module):
             noise: (B, noise_dim), standard normal.
             conditions: (B,) int64.
         """
-        return self.draw(self.style(noise, conditions))
+        return self.draw(self.layout(noise, conditions), self.style(noise, conditions))
 
 
 class CriticBlock(nn.Module):

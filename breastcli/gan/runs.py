@@ -88,7 +88,7 @@ def claim_run(out: Path, config: SynthesizeConfig) -> None:
                 problem = f"{out} was fitted with {flag_of(field.name)} {old}, not {new}"
                 raise UserError(problem, fix="resume with the same options")
     elif config.overwrite:
-        remove_gan_results(out)
+        (out / LOG).unlink(missing_ok=True)  # the other results go once the fit can start
 
 
 def sample_files(folder: Path) -> list[Path]:
@@ -98,5 +98,5 @@ def sample_files(folder: Path) -> list[Path]:
 
 def remove_gan_results(folder: Path) -> None:
     """Remove what an earlier fit and its assessment wrote into a run folder; nothing else."""
-    for path in [*(folder / name for name in (*WRITTEN, LOG)), *sample_files(folder)]:
+    for path in [*(folder / name for name in WRITTEN), *sample_files(folder)]:
         path.unlink(missing_ok=True)

@@ -75,6 +75,11 @@ def to_pixels(images: Tensor) -> Tensor:
     return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def to_arrays(images: Tensor) -> np.ndarray:
+    """Return images (n, 3, H, W) as arrays (n, H, W, 3)."""
+    return images.permute(0, 2, 3, 1).contiguous().numpy()
+
+
 @dataclass
 class GanSession:
     """Everything that one training of a GAN works with.

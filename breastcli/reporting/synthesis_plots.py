@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,9 +16,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from breastcli.files import replacing
+from breastcli.gan.assessment import Assessment, ImageSet
+from breastcli.gan.subject import Subject
+from breastcli.gan.training import to_arrays
+from breastcli.records import stamp_of
 from breastcli.reporting.contact_sheet import BLACK, COLOURS, GREY, Line, _font, _type, _widest
 from breastcli.reporting.plots import CHANCE, DASHES, History, _explain, _figure, _n, _styled, _write
 
+SHEET_IMAGES = 16  # of each class, generated and real
 LEAST_PX, MOST_PX = 64, 128  # sides of a thumbnail
 MARGIN, GAP, NAME = 16, 4, 24  # pixels; NAME is the height of a band's name or a pair's caption
 BAND_GAP, PAIR_GAP = 12, 14
@@ -222,6 +228,35 @@ def plot_distances(series: Mapping[str, np.ndarray], path: Path, *, threshold: f
     if axes.lines:
         figure.legend(loc="outside lower center")
     _write(figure, path, stamp)
+
+
+def draw_assessment(
+    out: Path, subject: Subject, training: ImageSet, found: Assessment, document: dict[str, Any]
+) -> None:
+    """Write the pictures of an assessment: samples beside real images, closest pairs, distances.
+
+    Args:
+        out: folder to write into.
+        subject: the generated images.
+        training: the images that they were learned from.
+        found: what the assessment found.
+        document: the contents of its ``assessment.json``.
+    """
+    card = document["dataset"]
+    stamp = stamp_of(card["leaky"], card["drawn"])
+    classes = [row["class"] for row in document["classes"]]
+    bands = {}
+    for name, label in zip(classes, np.unique(subject.images.labels), strict=True):
+        for kind, one in (("generated", subject.images), ("training", training)):
+            bands[f"{name}, {kind}"] = to_arrays(one.images[np.flatnonzero(one.labels == label)[:SHEET_IMAGES]])
+    title = f"Generated and real images\n{document['generated']['source']} {stamp}"
+    sample_grid(bands, out / "samples.png", title=title)
+    pairs = np.array(found.closest)
+    captions = [f"{one['class']} · {one['distance']:.2f}" for one in document["neighbours"]["closest"]]
+    title = f"Generated images and their nearest training images\n{stamp}".strip()
+    generated, real = to_arrays(subject.images.images[pairs[:, 0]]), to_arrays(training.images[pairs[:, 1]])
+    neighbour_sheet(generated, real, captions, out / "neighbours.png", title=title)
+    plot_distances(found.distances, out / "distances.png", threshold=found.threshold, stamp=stamp)
 
 
 def _thumbnail(pixels: np.ndarray, *, enlarge: bool = False) -> Image.Image:
