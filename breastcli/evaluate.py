@@ -38,6 +38,7 @@ from breastcli.system.checkpoint import load_checkpoint
 from breastcli.system.inference import predict_log_probs
 from breastcli.system.runfolder import EMBEDDING_PLOT, INFO, METRICS, PREDICTIONS, Run, find_run, git_state, versions
 from breastcli.system.runtime import describe_device, resolve_device, resolve_precision
+from breastcli.system.transfer import saw_synthetic
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +177,7 @@ def _evaluate_run(run: Run, config: EvaluateConfig, device: torch.device, progre
     ids = strings(record.image_id for record in records)
     predictions = Predictions(ids, data.classes, probs, predicted, data.labels[rows], columns)
     embeddings = torch.cat(kept).numpy() if kept else np.zeros((len(rows), 0), dtype=np.float32)
-    synthetic = bool(facts.get("synthetic"))  # older checkpoints do not say
+    synthetic = saw_synthetic(facts)
     return _Evaluated(run, data, predictions, threshold, int(facts["epoch"]), synthetic, embeddings)
 
 

@@ -33,6 +33,7 @@ from breastcli.system.explaining import (
 from breastcli.system.runfolder import EXPLAINED, EXPLANATION, MAPS, Run, find_run, remove_explanation
 from breastcli.system.runtime import resolve_device, resolve_precision
 from breastcli.system.subjects import Subjects, from_files, from_split, parse_num, unique_names
+from breastcli.system.transfer import saw_synthetic
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class _Work:
 
     @property
     def stamp(self) -> str:
-        synthetic = bool(self.facts.get("synthetic"))
+        synthetic = saw_synthetic(self.facts)
         if self.card is None:
             return stamp_of(None, False, synthetic)
         return stamp_of(self.card["split"]["leaky"], self.card["drawn"], synthetic)
@@ -256,7 +257,7 @@ def _document(work: _Work) -> dict[str, Any]:
             "name": work.facts["dataset"]["name"] if work.card else "image files",
             "leaky": work.card["split"]["leaky"] if work.card else None,
             "drawn": work.card["drawn"] if work.card else False,
-            "synthetic": bool(work.facts.get("synthetic")),
+            "synthetic": saw_synthetic(work.facts),
         },
         "rejected": len(subjects.rejected),
         "images": images,

@@ -311,6 +311,16 @@ def test_every_figure_is_stamped(
     assert TRAINED_WITH_SYNTHETIC not in (trained / "report.html").read_text()
 
 
+def test_a_run_that_starts_from_a_marked_one_is_marked(
+    config: TrainConfig, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    train(config)
+    second = dataclasses.replace(tiny_config, out=str(tmp_path / "second"), epochs=1, init_from=config.out)
+    train(second)
+    result = evaluate(EvaluateConfig(runs=(second.out,), resamples=100, device="cpu"))
+    assert result.document["dataset"]["synthetic"] is True
+
+
 def test_plots_are_stamped(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     stamps = {}
     for name in ("plot_confusion", "plot_roc", "plot_precision_recall", "plot_reliability", "plot_patients"):

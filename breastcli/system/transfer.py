@@ -59,4 +59,10 @@ def trained_on(facts: dict[str, Any] | None) -> list[dict[str, Any]]:
         return []
     dataset = facts["dataset"]
     last = {"name": dataset["name"], "split_fingerprint": dataset["split_fingerprint"], "fold": facts.get("fold")}
+    last |= {"synthetic": bool(facts.get("synthetic"))}
     return [*facts.get("ancestors", []), last]
+
+
+def saw_synthetic(facts: dict[str, Any]) -> bool:
+    """Return whether a checkpoint was trained with synthetic images, or started from one that was."""
+    return any(one.get("synthetic") for one in (facts, *facts.get("ancestors", [])))  # older ones do not say
