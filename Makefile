@@ -34,7 +34,7 @@ demo: $(STAMP)  ## draw the sample data set and run the whole chain on it
 	$(BIN)/breastcli predict $(DEMO)/run $(DEMO)/raw/BreaKHis_v1/histology_slides/breast/benign/SOB/adenosis \
 	  --out $(DEMO)/predictions.csv --device $(DEVICE) --overwrite
 	$(BIN)/breastcli synthesize fit --data $(DEMO)/data --out $(DEMO)/gan --device $(DEVICE) \
-	  --width 8 --batch-size 8 --kimg 3 --snapshot 0.25 --overwrite
+	  --width 8 --batch-size 8 --kimg 3 --snapshot 0.25 --on-collapse warn --overwrite
 	$(BIN)/breastcli synthesize generate $(DEMO)/gan --out $(DEMO)/synthetic --device $(DEVICE) --overwrite
 	$(BIN)/breastcli synthesize assess $(DEMO)/gan --features $(DEMO)/run --device $(DEVICE) --overwrite
 	$(BIN)/breastcli train --arch timm/resnet10t --data $(DEMO)/data --extra $(DEMO)/synthetic --out $(DEMO)/run-extra \
@@ -48,6 +48,7 @@ demo: $(STAMP)  ## draw the sample data set and run the whole chain on it
 	@echo "predictions    $(DEMO)/predictions.csv"
 	@echo "generator      $(DEMO)/gan/report.html"
 	@echo "synthetic      $(DEMO)/synthetic/contact_sheet.png"
+	@echo "trained on it  $(DEMO)/run-extra/report.html"
 	@echo "report         $(DEMO)/run/report.html"
 
 lint: $(STAMP)  ## check format and style

@@ -110,6 +110,15 @@ def _add_command(job: str, kind: type[JobConfig]) -> None:
     app.command(job)(command)
 
 
+def _speaks(job: str) -> bool:
+    """Return whether this process is the one that prints, of those that torchrun started."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    if job != "synthesize" and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(f"{job} runs in one process", fix="start it without torchrun")
+    return os.environ.get("RANK") == "0"
+
+
 def _run(
     job: str,
     kind: type[JobConfig],
@@ -134,7 +143,7 @@ def _run(
         if getattr(resolved, "arch", "") == "help":
             console.show_architectures(as_json=json)
             return 0
-        speaks = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one
+        speaks = _speaks(job)
         with console.watching(quiet=quiet or not speaks) as progress:
             module = importlib.import_module(f"breastcli.{job}")
             result = getattr(module, job)(resolved, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -127,7 +128,9 @@ class SynthesizeConfig(JobConfig):
         positional=True,
     )
     out: str | None = option(
-        None, "Folder of synthetic images (default: DATA-synthetic); of fit the run folder.", metavar="DIR"
+        None,
+        "Folder to write: of fit the run folder, of assess RUN/assess, else of the images (default: DATA-synthetic).",
+        metavar="DIR",
     )
     data: str | None = option(
         None,
@@ -162,18 +165,19 @@ class SynthesizeConfig(JobConfig):
     snapshot: float | None = option(
         None, "fit: thousands of images between snapshots (default: 20 in all).", at_least=0.001, metavar="KIMG"
     )
-    on_collapse: str = option("stop", "fit: what to do when the images become all alike.", choices=("stop", "warn"))
+    on_collapse: str = option(
+        "stop", "fit: what to do when images become all alike, or the critic runs away.", choices=("stop", "warn")
+    )
     label: str = option(
         "minority", "generate: class or condition, several separated by commas.", metavar="minority|all|A,B"
     )
     num: int | None = option(
-        None, "generate: images of each label (default: as many as balance the training classes).", at_least=1
+        None, "generate: images of each label (default: what balances the classes); assess: of each class.", at_least=1
     )
-    truncation: float = option(1.0, "generate: pull towards the mean image; 1 for none.", at_least=0.0)
+    truncation: float = option(1.0, "generate, assess: pull towards the mean image; 1 for none.", at_least=0.0)
     features: str = option(
         "latest", "assess: trained run whose features are compared, or inception.", metavar="RUN|latest|inception"
     )
-    split: str = option("val", "assess: held-out split to compare with.", choices=("val", "test"))
     draws: int = option(20, "assess: repeated draws of images for each figure.", at_least=2)
     resume: bool = option(False, "fit: continue an interrupted run.")
     smoke: bool = option(False, "fit: a minute-long trial: a tiny network on 256 images.")
@@ -368,10 +372,13 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
     if wrong:
         raise UsageError(f"{flag_of(field.name)} {value!r}: expected {kind}", fix="check the value's type")
     rules = field.metadata
+    name = field.name.upper() if rules["positional"] else flag_of(field.name)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{name} {value}: not a finite number", fix="give one")
     if rules["choices"] and value not in rules["choices"]:
         near = get_close_matches(str(value), rules["choices"], n=1)
         fix = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(rules['choices'])}"
-        raise UsageError(f"{flag_of(field.name)} {value}: not accepted", fix=fix)
+        raise UsageError(f"{name} {value}: not accepted", fix=fix)
     if rules["at_least"] is not None and not value >= rules["at_least"]:
         raise UsageError(f"{flag_of(field.name)} {value}: too small", fix=f"use {rules['at_least']} or more")
     if rules["below"] is not None and not value < rules["below"]:

@@ -75,16 +75,16 @@ def _show_assessment(document: dict[str, Any]) -> None:
         name = row["name"] if row["kind"] == "generated" else f"[dim]{row['name']} (real)[/dim]"
         table.add_row(name, _spread(row["fid"], 2), _spread(row["kid"], 4))
     console.OUT.print(table)
-    table = make_table("overlap (one draw)", ["", "precision", "recall", "density", "coverage"])
+    table = make_table("overlap (mean ± standard deviation)", ["", "precision", "recall", "density", "coverage"])
     titles = {"training": "generated, of training", "held_out": "generated, of held-out"}
     for name, one in document["coverage"].items():
         shown = titles.get(name, "[dim]training, of held-out (real)[/dim]")
-        table.add_row(shown, *(f"{one[key]:.3f}" for key in ("precision", "recall", "density", "coverage")))
+        table.add_row(shown, *(_spread(one[key], 3) for key in ("precision", "recall", "density", "coverage")))
     console.OUT.print(table)
     table = make_table("classes", ["", "n", "diversity", "of real", "KID to training", "recognised as such"])
     for row in document["classes"]:
         figures = [_plain_figure(row[key]) for key in ("diversity", "real_diversity")]
-        agreement = _plain_figure(row["agreement"])
+        agreement = interval(_read_interval(row["agreement"])) if row["agreement"] else "–"
         table.add_row(escape(row["class"]), f"{row['n']:,}", *figures, _spread(row["kid"], 4), agreement)
     console.OUT.print(table)
     near = document["neighbours"]

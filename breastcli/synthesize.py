@@ -18,15 +18,18 @@ from torch import Tensor
 from breastcli.config import SynthesizeConfig, UsageError, UserError
 from breastcli.data.store import MANIFEST, PreparedData
 from breastcli.files import claim_folder, read_json, write_csv, write_json
-from breastcli.gan.assessment import Assessment, assess_images
+from breastcli.gan.assessment import assess_images
 from breastcli.gan.checkpoint import TrainedGenerator, load_generator, save_generator
 from breastcli.gan.conditions import choose_numbers
-from breastcli.gan.features import FeatureNetwork, load_features
+from breastcli.gan.features import load_features
 from breastcli.gan.folder import claim_images, made_for, write_synthetic
 from breastcli.gan.runs import (
+    ASSESSMENT,
+    DATA,
     FILM,
     GENERATOR,
     SAMPLES,
+    check_given,
     claim_run,
     default_run,
     find_gan_run,
@@ -34,29 +37,31 @@ from breastcli.gan.runs import (
     sample_files,
 )
 from breastcli.gan.start import check_fit, start_fit
-from breastcli.gan.subject import Subject, draw_subject, open_folder, open_source, real_set
+from breastcli.gan.subject import describe, draw_subject, open_folder, open_source, real_set
 from breastcli.gan.training import (
     COLLAPSE_LIMIT,
     GanSession,
     diversity_share,
     find_collapse,
+    is_healthy,
     mean_figures,
+    num_steps,
     take_step,
     to_arrays,
 )
+from breastcli.parsing import parse_magnification
 from breastcli.progress import SILENT, Progress
 from breastcli.records import stamp_of
 from breastcli.reporting.contact_sheet import contact_sheet
 from breastcli.reporting.report import write_report
 from breastcli.reporting.synthesis_plots import draw_assessment, plot_gan_curves, sample_grid, write_film
 from breastcli.system.checkpoint import load_resume, save_resume
-from breastcli.system.distributed import Processes, joined_processes
+from breastcli.system.distributed import Processes, joined_processes, num_processes
 from breastcli.system.runfolder import LOG, RESUME, logging_to, recorded_run, write_history
-from breastcli.system.runtime import resolve_device, resolve_precision
+from breastcli.system.runtime import resolve_device
 
 logger = logging.getLogger(__name__)
 
-DATA = "data/breakhis"
 SNAPSHOTS = 20
 GRID_COLUMNS, GRID_ROWS = 8, 2
 SHEET_IMAGES = 16
@@ -111,6 +116,8 @@ def synthesize(config: SynthesizeConfig, progress: Progress = SILENT) -> Synthes
         LeakError: the features to compare were learned on another split of this data set.
     """
     started = time.monotonic()
+    if config.step in ("generate", "assess") and num_processes() > 1:
+        raise UsageError(f"{config.step} runs in one process", fix="start it without torchrun")
     if config.smoke:
         config = dataclasses.replace(config, **SMOKE)
     if config.step == "assess":
@@ -122,8 +129,6 @@ def synthesize(config: SynthesizeConfig, progress: Progress = SILENT) -> Synthes
         raise UsageError(f"the run folder is named twice: {config.run} and --out {config.out}", fix="leave one out")
     run = Path(config.run or (config.out if config.step == "fit" else None) or default_run(config))
     history: list[dict[str, float]] = []
-    if config.step == "all":  # rather refused now than after the fit
-        claim_images(_images_folder(config, config.data or DATA, config.fold), overwrite=config.overwrite)
     if config.step in ("fit", "all"):
         with joined_processes(resolve_device(config.device)) as (processes, device):
             history = _fit(config, run, processes, device, progress)
@@ -156,20 +161,27 @@ def _fit(
     if data.card.get("synthetic"):
         raise UserError(f"{data.folder} holds synthetic images", fix="give the folder that they were made from")
     if processes.writes:
-        claim_run(out, config)
+        claim_run(out, config, processes.count)
     with contextlib.ExitStack() as stack:
         if processes.writes:
             stack.enter_context(logging_to(out / LOG))
         session, facts = start_fit(config, data, processes, device)
+        if config.step == "all" and processes.writes:  # rather refused now than after the fit
+            choose_numbers(config.label, config.num, session.conditions, facts["class_counts"])
+            claim_images(_images_folder(config, facts), overwrite=config.overwrite)
         processes.wait()  # until the folder is claimed
         resuming = config.resume and (out / RESUME).is_file()
         if config.overwrite and not resuming and processes.writes:
             remove_gan_results(out)
         if resuming:
             saved = load_resume(out / RESUME, device)
-            if saved["split_fingerprint"] != data.card["split_fingerprint"]:
-                raise UserError(f"{out} was fitted to another split of {data.folder}", fix="use --overwrite")
+            for key, what in (("split_fingerprint", "another split"), ("fingerprint", "other images")):
+                if saved[key] != data.card[key]:
+                    raise UserError(f"{out} was fitted to {what} of {data.folder}", fix="use --overwrite")
+            if saved["precision"] != str(session.dtype):
+                raise UserError(f"{out} was fitted in {saved['precision']}", fix="resume with the same --precision")
             session.restore(saved)
+            facts["collapse"] = saved["collapse"]
             logger.info("resuming after %.1f kimg", session.images_seen / 1000)
         with _recorded(out, session, facts, data) as info, _clear_memory_errors(config):
             _learn(session, out, facts, progress)
@@ -201,7 +213,7 @@ def _recorded(out: Path, session: GanSession, facts: dict[str, Any], data: Prepa
 def _learn(session: GanSession, out: Path, facts: dict[str, Any], progress: Progress) -> None:
     """Take the steps that are not done yet, with snapshots between them."""
     config = session.config
-    total = max(1, round(config.kimg * 1000 / config.batch_size))
+    total = num_steps(config)
     every = max(1, round((config.snapshot or config.kimg / SNAPSHOTS) * 1000 / config.batch_size))
     progress.begin("fitting", total * config.batch_size, "images")
     progress.advance("fitting", session.images_seen)
@@ -223,25 +235,31 @@ def _learn(session: GanSession, out: Path, facts: dict[str, Any], progress: Prog
 def _snapshot(session: GanSession, out: Path, facts: dict[str, Any]) -> None:
     """Measure, look for a collapse, and save; ``resume.pt`` comes last.
 
+    A snapshot that shows signs of a collapse is not saved, unless the user wants to go on regardless.
+
     Raises:
         UserError: the training failed or collapsed; the last healthy generator is kept.
     """
     config, kimg = session.config, session.images_seen / 1000
     row = {"kimg": kimg, **mean_figures(session), "diversity": diversity_share(session)}
     session.history.append(row)
-    found = find_collapse(session.history, config.kimg, config.size)
+    finished = session.steps >= num_steps(config)
+    found = find_collapse(session.history, config.kimg, config.size, finished=finished)
     if session.processes.writes:
         _show_progress(session, out, facts)
     if found and config.on_collapse == "stop":
-        fix = "raise --gp-weight or --gamma, lower --lr, or use --on-collapse warn; the last healthy generator is kept"
+        fix = "fit into another folder with a higher --gp-weight or --gamma, a lower --lr, or --on-collapse warn"
+        fix += "; the last healthy generator is kept" if (out / GENERATOR).is_file() else ""
         raise UserError(f"stopped at {kimg:.1f} kimg: {found}", fix)
     if found:
         logger.warning("at %.1f kimg: %s", kimg, found)
         facts["collapse"] = f"at {kimg:.1f} kimg: {found}"
-    if session.processes.writes:
+    wanted = config.on_collapse == "warn" or is_healthy(row, config.kimg, config.size)
+    if session.processes.writes and wanted:
         save_generator(out / GENERATOR, session.average, session.conditions, {**facts, "kimg": kimg})
-        fingerprint = facts["dataset"]["split_fingerprint"]
-        save_resume(out / RESUME, {**session.state(), "split_fingerprint": fingerprint})
+        known = {key: facts["dataset"][key] for key in ("fingerprint", "split_fingerprint")}
+        known |= {"collapse": facts["collapse"], "precision": str(session.dtype)}
+        save_resume(out / RESUME, {**session.state(), **known})
 
 
 def _show_progress(session: GanSession, out: Path, facts: dict[str, Any]) -> None:
@@ -260,31 +278,34 @@ def _show_progress(session: GanSession, out: Path, facts: dict[str, Any]) -> Non
     write_film(sample_files(out), out / FILM)
 
 
-def _images_folder(config: SynthesizeConfig, data: str, fold: int | None) -> Path:
-    """Return the folder for the images: ``DATA-synthetic`` unless one is named, with fold and smoke if any."""
-    suffix = ("" if fold is None else f"-fold{fold}") + ("-smoke" if config.smoke else "")
-    return Path(config.out or f"{data.rstrip('/')}-synthetic{suffix}")
+def _images_folder(config: SynthesizeConfig, facts: dict[str, Any]) -> Path:
+    """Return the folder for the images: ``DATA-synthetic``, magnification, fold and smoke if any, or the named one."""
+    magnification, fold = parse_magnification(facts["mag"]), facts["fold"]
+    suffix = f"-{magnification.lower()}" if magnification else ""
+    suffix += ("" if fold is None else f"-fold{fold}") + ("-smoke" if facts["smoke"] else "")
+    return Path(config.out or f"{facts['data'].rstrip('/')}-synthetic{suffix}")
 
 
 def _generate(config: SynthesizeConfig, run: Path, progress: Progress) -> tuple[Path, dict[str, int]]:
     """Draw images into a prepared folder of training rows; return it and the number of images of each class."""
-    find_gan_run(run)
+    check_given(config, find_gan_run(run))
     generator = load_generator(run / GENERATOR, resolve_device(config.device))
     if config.data:
         generator = made_for(generator, PreparedData.open(Path(config.data)))
     facts = generator.facts
-    out = _images_folder(config, facts["data"], facts["fold"])
+    out = _images_folder(config, facts)
     numbers = choose_numbers(config.label, config.num, generator.conditions, facts["class_counts"])
     claim_images(out, overwrite=config.overwrite)
     if facts["collapse"]:
         logger.warning("%s collapsed in training: %s", run, facts["collapse"])
     drawn = _draw(generator, numbers, config, progress)
+    cells = {("synthetic", generator.conditions[n].name): to_arrays(one[:SHEET_IMAGES]) for n, one in drawn.items()}
+    source = facts["dataset"]
+    stamp = stamp_of(source["split"]["leaky"], source["drawn"])
+    title = f"{source['title']}, synthetic\n{sum(numbers.values()):,} images, {facts['kimg']:g} kimg {stamp}"
+    contact_sheet(cells, out / "contact_sheet.png", title=title)
     made = {"run": str(run), "seed": config.seed, "truncation": config.truncation}
     card = write_synthetic(out, generator, drawn, made)
-    cells = {("synthetic", generator.conditions[n].name): to_arrays(one[:SHEET_IMAGES]) for n, one in drawn.items()}
-    stamp = stamp_of(card["split"]["leaky"], card["drawn"])
-    title = f"{card['title']}\n{card['num_images']:,} images, {facts['kimg']:g} kimg {stamp}"
-    contact_sheet(cells, out / "contact_sheet.png", title=title)
     return out, {row["class"]: row["images"] for row in card["counts"]}
 
 
@@ -306,14 +327,18 @@ def _assess(config: SynthesizeConfig, progress: Progress) -> tuple[Path, Path | 
     given = Path(config.run or default_run(config))
     is_folder = (given / MANIFEST).is_file()
     device = resolve_device(config.device)
-    subject = open_folder(given) if is_folder else draw_subject(given, config, device, progress)
-    data = open_source(config, subject.facts)
+    opened = open_folder(given) if is_folder else None
+    if opened is None:
+        check_given(config, find_gan_run(given))
+    facts = opened.facts if opened else load_generator(given / GENERATOR, torch.device("cpu")).facts
+    data = open_source(config, facts)
     out = Path(config.out or given / "assess")
-    dtype = resolve_precision(config.precision, device)
-    network = load_features(config.features, subject.facts["dataset"], subject.facts["fold"], device, dtype)
+    network = load_features(config.features, facts["dataset"], facts["fold"], device)
     claim_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out")
-    sets = [real_set(data, split, subject) for split in ("train", config.split)]
-    turn = bool(subject.facts["turn"])
+    (out / ASSESSMENT).unlink(missing_ok=True)  # until the new one is written the folder counts as unfinished
+    subject = opened or draw_subject(given, config, device, progress)
+    sets = [real_set(data, split, subject) for split in ("train", "val")]
+    turn = bool(facts["turn"])
     progress.begin("features", len(subject.images) + len(sets[1]) + len(sets[0]) * (8 if turn else 1), "images")
     found = assess_images(
         subject.images,
@@ -326,49 +351,12 @@ def _assess(config: SynthesizeConfig, progress: Progress) -> tuple[Path, Path | 
         turn=turn,
         on_batch=lambda count: progress.advance("features", count),
     )
-    document = _document(config, given, subject, network, data, found)
+    document = describe(given, subject, network, data.card, found, config.seed)
     draw_assessment(out, subject, sets[0], found, document)
-    write_json(out / "assessment.json", document)
+    write_json(out / ASSESSMENT, document)
     if not is_folder:
         write_report(given)
     return out, None if is_folder else given, document
-
-
-def _document(
-    config: SynthesizeConfig,
-    given: Path,
-    subject: Subject,
-    network: FeatureNetwork,
-    data: PreparedData,
-    found: Assessment,
-) -> dict[str, Any]:
-    """Return the contents of ``assessment.json``."""
-    card, facts = data.card, subject.facts
-    notes = [
-        "all sets are of the same size and class mixture, and real images were resized like the generated",
-        "draws overlap: the deviations say how much a draw matters, not how sure the figure is",
-    ]
-    if network.kind == "run":
-        notes.append(f"features of {network.name}: figures can be compared with others of the same features only")
-    return {
-        "generated": {
-            "source": str(given),
-            "n": len(subject.images),
-            "kimg": facts["kimg"],
-            "truncation": subject.truncation,
-            "size_px": subject.images.images.shape[-1],
-        },
-        "features": {"name": network.name, "kind": network.kind},
-        "dataset": {
-            **{name: card[name] for name in ("name", "fingerprint", "split_fingerprint", "drawn")},
-            "fold": facts["fold"],
-            "leaky": card["split"]["leaky"],
-            "split": config.split,
-        },
-        "collapse": facts["collapse"],
-        "notes": notes,
-        **found.figures,
-    }
 
 
 @contextlib.contextmanager

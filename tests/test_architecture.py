@@ -74,7 +74,9 @@ def test_core_never_prints() -> None:
         assert not prints or part_of(path) == "console", path
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["--version"], ["train", "--print-config"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["synthesize", "--help"], ["--version"], ["train", "--print-config"]]
+)
 def test_help_imports_no_torch(words: list[str]) -> None:
     code = (
         "import sys\n"

@@ -42,15 +42,20 @@ def test_cutout_sets_half_of_the_side_to_zero() -> None:
 
 
 def test_color_keeps_the_pattern_and_changes_each_image_in_its_own_way() -> None:
-    images = torch.rand(50, 3, 4, 4)
+    images = torch.rand((50, 3, 4, 4), generator=source(1))
     images[1:] = images[0]
     changed = color(images, source())
     assert len({round(float(one.mean()), 6) for one in changed}) == 50
     assert float((changed.mean(dim=(1, 2, 3)) - images.mean(dim=(1, 2, 3))).abs().max()) <= 0.5 + 1e-6
-    pattern = [one.mean(dim=0).flatten() - one.mean() for one in (images[0], changed[0])]
-    ratio = pattern[1] / pattern[0]
-    assert 0.5 <= float(ratio[0]) <= 1.5
-    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), atol=1e-4, rtol=1e-3)
+    grey = [one.mean(dim=0) - one.mean() for one in (images[0], changed[0])]
+    contrast = float(grey[1].norm() / grey[0].norm())
+    assert 0.5 <= contrast <= 1.5
+    torch.testing.assert_close(grey[1], contrast * grey[0], atol=1e-5, rtol=1e-4)
+    colours = [one - one.mean(dim=0) for one in (images[0], changed[0])]
+    saturation = float(colours[1].norm() / colours[0].norm()) / contrast
+    assert 0 <= saturation <= 2
+    assert abs(saturation - 1) > 0.01
+    torch.testing.assert_close(colours[1], saturation * contrast * colours[0], atol=1e-5, rtol=1e-4)
 
 
 def test_gradients_reach_the_images_and_seeds_repeat() -> None:

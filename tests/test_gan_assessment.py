@@ -10,8 +10,12 @@ import torch
 
 from breastcli.config import LeakError, UserError
 from breastcli.data.augment import dihedral
+from breastcli.data.loading import to_network
 from breastcli.gan.assessment import Assessment, ImageSet, assess_images
 from breastcli.gan.features import INCEPTION_FILE, FeatureNetwork, load_features
+from breastcli.gan.training import resize
+from breastcli.models import ModelOptions
+from breastcli.system.checkpoint import load_checkpoint, save_checkpoint
 from breastcli.system.runfolder import find_run
 
 CLASSES = ("benign", "malignant")
@@ -36,7 +40,7 @@ def flat_network() -> FeatureNetwork:
         values = images.float().flatten(1)
         return values, torch.stack([torch.full((len(values),), 100.0), values.mean(dim=1)], dim=1)
 
-    return FeatureNetwork("pixels", "run", None, CLASSES, apply, CPU)
+    return FeatureNetwork("pixels", "run", None, CLASSES, "", apply, CPU)
 
 
 def assess(generated: ImageSet, training: ImageSet, held_out: ImageSet, **changes: object) -> Assessment:
@@ -98,10 +102,11 @@ def test_agreement_and_diversity_of_each_class() -> None:
     images = torch.cat([pixels(20, 3), pixels(20, 4, brightness=100)])
     generated = ImageSet(images, np.repeat([0, 1], 20), [str(number) for number in range(40)])
     benign, malignant = assess(generated, image_set(80, 1), image_set(40, 2)).figures["classes"]
-    assert benign["agreement"] == 1
-    assert malignant["agreement"] == 1
+    assert benign["agreement"]["value"] == 1
+    assert malignant["agreement"]["value"] == 1
+    assert 0.8 < benign["agreement"]["low"] < 1
     swapped = dataclasses.replace(generated, labels=1 - generated.labels)
-    assert assess(swapped, image_set(80, 1), image_set(40, 2)).figures["classes"][0]["agreement"] == 0
+    assert assess(swapped, image_set(80, 1), image_set(40, 2)).figures["classes"][0]["agreement"]["value"] == 0
     alike = ImageSet(images[:1].expand(40, -1, -1, -1), generated.labels, generated.names)
     flat = assess(alike, image_set(80, 1), image_set(40, 2)).figures["classes"][0]
     assert flat["diversity"] == pytest.approx(0, abs=1e-6)
@@ -115,44 +120,59 @@ def test_draws_repeat_and_depend_on_the_seed() -> None:
 
 
 def test_too_few_images_are_refused() -> None:
-    with pytest.raises(UserError, match="too few images: 60 generated, 12 training"):
-        assess(image_set(60, 3), image_set(12, 1), image_set(40, 2))
+    with pytest.raises(UserError, match="too few images: 60 generated, 8 training"):
+        assess(image_set(60, 3), image_set(8, 1), image_set(40, 2))
 
 
 def test_features_of_a_run_are_its_embedding(trained: Path) -> None:
     run = find_run(str(trained))
-    network = load_features(str(trained), run.info["dataset"], None, CPU, torch.float32)
+    network = load_features(str(trained), run.info["dataset"], None, CPU)
     assert network.classes == CLASSES
     features, predicted = network(pixels(5, 0), batch_size=2)
-    assert features.shape[0] == 5
+    model, facts = load_checkpoint(run.best, CPU)
+    with torch.inference_mode():
+        images = to_network(resize(pixels(5, 0), facts["model"]["size_px"]))
+        np.testing.assert_allclose(features, model.embed(model.features(images)).numpy(), atol=1e-5)
     assert predicted is not None
     assert np.isin(predicted, [0, 1]).all()
     both, _ = network(pixels(5, 0), batch_size=5)
     np.testing.assert_allclose(features, both, atol=1e-5)
 
 
+def test_features_that_saw_synthetic_images_are_said_to(
+    trained: Path, own_run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = find_run(str(trained)).info["dataset"]
+    assert "same training images" in load_features(str(trained), source, None, CPU).note
+    model, facts = load_checkpoint(own_run / "checkpoints/best.safetensors", CPU)
+    options = ModelOptions(**facts.pop("model"))
+    save_checkpoint(own_run / "checkpoints/best.safetensors", model, options, {**facts, "synthetic": {"run": "x"}})
+    assert "nothing follows" in load_features(str(own_run), source, None, CPU).note
+    assert "nothing follows" in caplog.text
+
+
 def test_features_learned_on_another_split_are_refused(trained: Path) -> None:
     source = find_run(str(trained)).info["dataset"]
     with pytest.raises(LeakError, match="another split or fold"):
-        load_features(str(trained), {**source, "split_fingerprint": "other"}, None, CPU, torch.float32)
+        load_features(str(trained), {**source, "split_fingerprint": "other"}, None, CPU)
     with pytest.raises(LeakError, match="another split or fold"):
-        load_features(str(trained), source, 1, CPU, torch.float32)
+        load_features(str(trained), source, 1, CPU)
     elsewhere = {**source, "name": "another set", "split_fingerprint": "other"}
-    assert load_features(str(trained), elsewhere, 1, CPU, torch.float32).kind == "run"
+    assert load_features(str(trained), elsewhere, 1, CPU).kind == "run"
 
 
 def test_inception_without_its_package_or_weights_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("torch_fidelity")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(UserError, match=f"not at hand as .*{INCEPTION_FILE}"):
-        load_features("inception", {}, None, CPU, torch.float32)
+        load_features("inception", {}, None, CPU)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / INCEPTION_FILE).write_bytes(b"not weights")
     with pytest.raises(UserError, match="is damaged"):
-        load_features("inception", {}, None, CPU, torch.float32)
+        load_features("inception", {}, None, CPU)
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     with pytest.raises(UserError, match="torch-fidelity is not installed"):
-        load_features("inception", {}, None, CPU, torch.float32)
+        load_features("inception", {}, None, CPU)
 
 
 def test_inception_gives_its_2048_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -163,7 +183,7 @@ def test_inception_gives_its_2048_features(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: saved.update(state))
     (tmp_path / "checkpoints").mkdir()
     torch.save({"a": torch.zeros(1)}, tmp_path / "checkpoints" / INCEPTION_FILE)
-    network = load_features("inception", {}, None, CPU, torch.float32)
+    network = load_features("inception", {}, None, CPU)
     assert list(saved) == ["a"]
     features, predicted = network(pixels(3, 0), batch_size=2)
     assert features.shape == (3, 2048)

@@ -9,6 +9,11 @@ from breastcli.gan.objectives import OBJECTIVES, feature_matching, gradient_pena
 ZEROS = torch.zeros(6, dtype=torch.long)
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
 def linear_critic(weight: Tensor):
     return lambda images, conditions: images.flatten(1) @ weight
 

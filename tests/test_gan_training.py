@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from breastcli.config import SynthesizeConfig, UserError
+from breastcli.data.loading import to_network
 from breastcli.data.store import PreparedData
+from breastcli.gan import training
 from breastcli.gan.conditions import Condition, choose_numbers, find_conditions
 from breastcli.gan.start import start_fit
 from breastcli.gan.training import (
@@ -102,6 +104,7 @@ def test_pixels_and_network_values_agree() -> None:
 
 def test_conditions_are_drawn_equally_often_and_images_belong_to_them(prepared: Path) -> None:
     session = make_session(prepared, batch_size=64, turn=False)
+    session.members[0] = session.members[0][:3]  # drawn as they come, these would be one in ten
     counts = np.zeros(2)
     for step in range(8):
         images, conditions = _draw_real(session, np.random.default_rng(step), torch.Generator().manual_seed(step))
@@ -109,7 +112,6 @@ def test_conditions_are_drawn_equally_often_and_images_belong_to_them(prepared: 
         for image, condition in zip(to_pixels(images), conditions.tolist(), strict=True):
             assert any(torch.equal(image, known) for known in session.images.take(session.members[condition]))
     assert abs(counts[0] / counts.sum() - 0.5) < 0.1
-    assert len(session.members[0]) != len(session.members[1])  # else nothing was balanced
 
 
 def test_the_generator_steps_once_for_several_critic_steps(prepared: Path) -> None:
@@ -128,12 +130,65 @@ def test_the_average_trails_the_generator(prepared: Path) -> None:
     session = make_session(prepared, ema=0.0)
     take_step(session)
     assert torch.equal(flat(session.average), flat(session.generator))  # no half-life: no memory
-    slow = make_session(prepared, ema=1000.0)
-    begin = flat(slow.generator)
-    take_step(slow)
-    # After 8 images the half-life is 5 % of 8, so 8 images leave 2^-20 of the beginning.
-    torch.testing.assert_close(flat(slow.average), flat(slow.generator), atol=1e-4, rtol=1e-4)
-    assert not torch.equal(flat(slow.average), begin)
+
+
+@pytest.mark.parametrize(("steps", "ema", "half_life"), [(10**6, 0.04, 40), (40, 1000.0, 0.05 * 8 * 42)])
+def test_the_average_halves_what_is_older_than_its_half_life(
+    prepared: Path, steps: int, ema: float, half_life: float
+) -> None:
+    session = make_session(prepared, ema=ema, n_critic=2, gp_weight=0.0, gamma=0.0)
+    session.steps = steps
+    before = flat(session.average)
+    for _ in range(2):
+        take_step(session)
+    share = 0.5 ** (16 / half_life)  # two critic steps of eight images between two of the generator
+    expected = share * before + (1 - share) * flat(session.generator)
+    torch.testing.assert_close(flat(session.average), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weight", "network"), [("gp_weight", "critic"), ("gamma", "critic"), ("feature_weight", "generator")]
+)
+def test_every_weight_matters(prepared: Path, weight: str, network: str) -> None:
+    learned = []
+    for value in (0.1, 10.0):
+        session = make_session(prepared, **{weight: value})
+        for _ in range(2):  # Adam's first step knows no size
+            take_step(session)
+        learned.append(flat(getattr(session, network)))
+    assert not torch.equal(*learned)
+
+
+def test_r1_counts_sixteen_times_and_gamma(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = []
+    monkeypatch.setattr(
+        "breastcli.gan.training._descend", lambda session, loss, *others: losses.append(float(loss.detach()))
+    )
+    figures = []
+    for gamma in (0.0, 3.0):
+        session = make_session(prepared, gamma=gamma, gp_weight=2.0)
+        take_step(session)
+        figures.append(mean_figures(session))
+    with_r1, without = losses[2], losses[0]  # critic, generator, critic, generator
+    assert with_r1 - without == pytest.approx(16 * 3.0 * figures[1]["r1_penalty"], rel=1e-4)
+    assert without == pytest.approx(figures[0]["critic_loss"] + 2.0 * figures[0]["gradient_penalty"], rel=1e-4)
+
+
+def test_penalties_are_float32_under_bfloat16(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+    for name in ("gradient_penalty", "r1_penalty"):
+        real = getattr(training, name)
+
+        def watch(critic, *args, real=real, name=name):
+            seen[name] = (
+                critic(args[0], args[2] if name == "gradient_penalty" else args[1]).dtype,
+                real(critic, *args).dtype,
+            )
+            return real(critic, *args)
+
+        monkeypatch.setattr(training, name, watch)
+    take_step(make_session(prepared, precision="bf16"))
+    assert seen == dict.fromkeys(("gradient_penalty", "r1_penalty"), (torch.float32, torch.float32))
 
 
 @pytest.mark.parametrize("objective", ["wgan-gp", "hinge", "paper"])
@@ -176,7 +231,8 @@ def test_steps_repeat_bit_for_bit_and_go_on_where_they_stopped(prepared: Path) -
     for name in ("generator", "average", "critic"):
         assert torch.equal(flat(getattr(whole, name)), flat(getattr(second, name)))
     other = make_session(prepared, seed=1)
-    take_step(other)
+    for _ in range(3):
+        take_step(other)
     assert not torch.equal(flat(other.generator), flat(first.generator))
 
 
@@ -207,9 +263,16 @@ def test_conditions_are_learned_apart(prepared: Path) -> None:
     assert float(bright - dark) > 0.05
 
 
-def test_diversity_is_a_share_of_the_real_images(prepared: Path) -> None:
+def test_diversity_is_a_share_of_the_real_images(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session = make_session(prepared)
-    assert diversity_share(session) > 0.05
+    real = to_network(session.images.take(np.resize(session.members[0], 64)))
+    others = to_network(session.images.take(np.resize(session.members[1], 64)))
+    with monkeypatch.context() as patch:  # a generator that knows the training images by heart
+        images = {0: real, 1: others}
+        patch.setattr(session.generator, "forward", lambda noise, conditions: images[int(conditions[0])])
+        assert diversity_share(session) == pytest.approx(1, abs=0.15)
+        patch.setattr(session.generator, "forward", lambda noise, conditions: images[int(conditions[0])] / 4)
+        assert diversity_share(session) == pytest.approx(0.25, abs=0.05)
     with torch.no_grad():  # noise reaches neither style nor layout any more: every image of a condition is the same
         for layer in (session.generator.mapping[0], session.generator.start):
             layer.weight[:, : session.options.noise_dim] = 0
@@ -226,7 +289,8 @@ def test_a_collapse_is_seen_and_a_slow_start_is_none() -> None:
     assert find_collapse([], 100, 64) is None
     assert find_collapse(rows(0.01, 0.01), 100, 64) is None  # the first quarter
     assert find_collapse(rows(0.5, 0.5, 0.1), 100, 64) is None  # one bad snapshot
+    assert "nearly all alike" in (find_collapse(rows(0.5, 0.5, 0.1), 100, 64, finished=True) or "")
     assert find_collapse(rows(0.5, 0.1, 0.5, 0.1), 100, 64) is None
     assert "nearly all alike" in (find_collapse(rows(0.5, 0.5, 0.1, 0.1), 100, 64) or "")
-    assert "run away" in (find_collapse(rows(0.9, gap=-300.0), 100, 64) or "")  # beyond 2 sqrt(3 * 64²) = 222
-    assert find_collapse(rows(0.9, gap=220.0), 100, 64) is None
+    assert "run away" in (find_collapse(rows(0.9, 0.9, gap=-300.0), 100, 64) or "")  # beyond 2 sqrt(3 * 64²) = 222
+    assert find_collapse(rows(0.9, 0.9, gap=220.0), 100, 64) is None

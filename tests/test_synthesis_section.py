@@ -43,8 +43,9 @@ def assessment(**changes):
             comparison("training / training", "real", spread(9.0, 0.5), spread(-0.00012, 0.0004)),
         ],
         "coverage": {
-            "training": {"precision": 0.7, "recall": 0.4, "density": 1.25, "coverage": 0.6, "n": 1300},
-            "held_out": {"precision": 0.5, "recall": None, "density": 0.8, "coverage": 0.55, "n": 300},
+            "training": overlap(0.7, 0.4, 1.25, 0.6, 1300),
+            "held_out": overlap(0.5, None, 0.8, 0.55, 300),
+            "baseline": overlap(0.9, 0.9, 1.0, 0.9, 300),
         },
         "classes": [class_row("benign", 10.126, 12.0, 0.9333), class_row("malignant", 3.0, None, None)],
         "neighbours": {
@@ -65,9 +66,17 @@ def comparison(name, kind, fid, kid):
     return {"name": name, "kind": kind, "fid": fid, "kid": kid}
 
 
+def overlap(precision, recall, density, coverage, n):
+    names = ("precision", "recall", "density", "coverage")
+    return {
+        name: spread(value, 0.05) for name, value in zip(names, (precision, recall, density, coverage), strict=True)
+    } | {"n": n}
+
+
 def class_row(name, diversity, real, agreement):
     kid = spread(0.031, 0.002)
-    figures = {"diversity": diversity, "real_diversity": real, "kid": kid, "agreement": agreement}
+    share = agreement and {"value": agreement, "low": agreement - 0.1, "high": agreement + 0.05}
+    figures = {"diversity": diversity, "real_diversity": real, "kid": kid, "agreement": share}
     return {"class": name, "n": 150, **figures}
 
 
@@ -122,14 +131,15 @@ def test_fid_and_kid_have_their_decimals_and_spread(tmp_path):
 
 def test_overlap_with_real_images(tmp_path):
     table = page_of(tmp_path, assessment()).table("How generated and real images overlap")
-    assert table["Training images"] == {
+    assert table["Training images, by generated ones"] == {
         "n": "1,300",
-        "Precision": "0.700",
-        "Recall": "0.400",
-        "Density": "1.250",
-        "Coverage": "0.600",
+        "Precision": "0.700 ± 0.050",
+        "Recall": "0.400 ± 0.050",
+        "Density": "1.250 ± 0.050",
+        "Coverage": "0.600 ± 0.050",
     }
-    assert table["Held-out images"]["Recall"] == "–"
+    assert table["Held-out images, by generated ones"]["Recall"] == "–"
+    assert table["Held-out images, by training ones (real)"]["Coverage"] == "0.900 ± 0.050"
 
 
 def test_classes_with_their_share_of_real_diversity(tmp_path):
@@ -140,7 +150,7 @@ def test_classes_with_their_share_of_real_diversity(tmp_path):
         "Diversity of real images": "12.00",
         "Share": "0.84",  # 10.126 / 12
         "KID to training images": "0.0310 ± 0.0020",
-        "Recognised": "0.933",
+        "Recognised": "0.933 (0.833–0.983)",
     }
     assert table["malignant"]["Share"] == table["malignant"]["Recognised"] == "–"
 

@@ -14,15 +14,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from breastcli.config import PrepareConfig, SynthesizeConfig, UsageError, UserError
+from breastcli.config import PrepareConfig, SynthesizeConfig, TrainConfig, UsageError, UserError
 from breastcli.data.store import PreparedData
-from breastcli.files import read_csv, read_json
+from breastcli.files import read_csv, read_json, write_json
 from breastcli.gan import training
 from breastcli.gan.checkpoint import load_generator
 from breastcli.gan.runs import GENERATOR
+from breastcli.gan.start import start_fit
+from breastcli.gan.subject import open_folder, real_set
 from breastcli.prepare import prepare
 from breastcli.synthesize import synthesize
+from breastcli.system.distributed import Processes
 from breastcli.system.runfolder import RESUME, find_run
+from breastcli.train import train
 
 CPU = torch.device("cpu")
 
@@ -67,9 +71,7 @@ def test_fit_generate_and_assess_through_the_command_line(
     real, images = PreparedData.open(prepared), PreparedData.open(tmp_path / "images")
     counts = np.bincount(real.labels[real.select("train")])
     assert done.json["generated"] == {"benign": len(images.rows)} == {"benign": counts[1] - counts[0]}
-    found = breastcli(
-        "synthesize", "assess", "runs/cwgan-all-smoke", "--features", trained, "--split", "test", "--device", "cpu"
-    )
+    found = breastcli("synthesize", "assess", "runs/cwgan-all-smoke", "--features", trained, "--device", "cpu")
     assert found.code == 0, found.stderr
     assert found.stdout.splitlines()[-1] == "runs/cwgan-all-smoke/assess"
     assert "generated / held-out" in found.stdout
@@ -85,7 +87,7 @@ def test_fit_generate_and_assess_through_the_command_line(
     assert "generated / held-out" in page
     document = read_json(run / "assess/assessment.json")
     assert document["generated"]["n"] == counts.sum()
-    assert document["dataset"]["split"] == "test"
+    assert document["dataset"]["split"] == "val"
 
 
 def test_the_run_folder_holds_what_a_reader_needs(fitted: Path) -> None:
@@ -98,7 +100,7 @@ def test_the_run_folder_holds_what_a_reader_needs(fitted: Path) -> None:
     info = read_json(fitted / "run.json")
     assert info["status"] == "finished"
     assert info["kimg"] == 0.064
-    assert "PyTorch" not in (fitted / "config.yaml").read_text()
+    assert "step: fit" in (fitted / "config.yaml").read_text()
     assert (fitted / "curves.png").is_file()
     facts = read_json(fitted / "checkpoints/generator.json")
     assert facts["dataset"]["split_fingerprint"] == info["dataset"]["split_fingerprint"]
@@ -143,6 +145,15 @@ def test_a_resumed_fit_is_the_uninterrupted_one(
     assert (out / "history.csv").read_bytes() == (fitted / "history.csv").read_bytes()
     mine, theirs = load_file(out / GENERATOR), load_file(fitted / GENERATOR)
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_a_collapse_on_record_survives_resuming(
+    own_gan: Path, tiny_gan: SynthesizeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = torch.load(own_gan / RESUME, weights_only=True)
+    torch.save({**saved, "collapse": "at 0.0 kimg: alike"}, own_gan / RESUME)
+    result = synthesize(dataclasses.replace(tiny_gan, out=str(own_gan), resume=True, kimg=0.08))
+    assert result.collapse == "at 0.0 kimg: alike"
 
 
 def test_resuming_under_other_options_or_another_split_is_refused(
@@ -196,7 +207,8 @@ def test_a_collapse_stops_the_fit_and_keeps_the_last_healthy_generator(
     with pytest.raises(UserError, match="stopped at 0.1 kimg: the images are nearly all alike"):
         synthesize(dataclasses.replace(tiny_gan, out=str(out), on_collapse="stop"))
     assert read_json(out / "run.json")["status"] == "failed"
-    assert read_json(out / "checkpoints/generator.json")["kimg"] == 0.048
+    facts = read_json(out / "checkpoints/generator.json")
+    assert (facts["kimg"], facts["collapse"]) == (0.032, None)
     assert [float(row["diversity"]) for row in read_csv(out / "history.csv")] == [0.9, 0.5, 0.01, 0.01]
 
 
@@ -261,9 +273,32 @@ def test_truncation_pulls_towards_the_mean(fitted: Path) -> None:
     assert spread(0.5) < spread(1.0)
 
 
-def test_conditions_give_their_own_images(fitted: Path) -> None:
-    drawn = load_generator(fitted / GENERATOR, CPU).draw({0: 4, 1: 4}, seed=0)
-    assert not torch.equal(drawn[0], drawn[1])
+def test_one_noise_gives_every_condition_its_own_image(fitted: Path) -> None:
+    network = load_generator(fitted / GENERATOR, CPU).network
+    noise = torch.randn((4, 128), generator=torch.Generator().manual_seed(0))
+    first, second = (network(noise, torch.full((4,), number)) for number in (0, 1))
+    assert float((first - second).abs().mean()) > 1e-3
+
+
+def test_generated_images_train_a_classifier(
+    fitted: Path, prepared: Path, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    generate(fitted, tmp_path / "images", label="all", num=5)
+    result = train(
+        dataclasses.replace(tiny_config, epochs=1, extra=str(tmp_path / "images"), out=str(tmp_path / "run"))
+    )
+    assert result.num_synthetic == 5  # of the minority class alone
+
+
+def test_a_fold_is_written_down_and_named(folds: Path, tiny_gan: SynthesizeConfig, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folds, tmp_path / "data")
+    config = dataclasses.replace(tiny_gan, step="all", data="data", fold=1, kimg=0.016, mag="100x", num=3)
+    result = synthesize(config)
+    assert (result.run, result.out) == (Path("runs/cwgan-100x-fold1"), Path("data-synthetic-fold1"))
+    images = PreparedData.open(result.out)
+    assert images.card["synthetic"]["source"]["fold"] == 1
+    assert {row.record.magnification for row in images.rows} == {"100X"}  # also where it was no condition
 
 
 def test_subtypes_and_magnifications_reach_the_manifest(
@@ -291,7 +326,7 @@ def test_real_images_are_never_overwritten(fitted: Path, prepared: Path, tmp_pat
 
 def test_a_folder_is_assessed_like_a_run(fitted: Path, trained: Path, tmp_path: Path) -> None:
     generate(fitted, tmp_path / "images", label="all", num=20)
-    settings = {"features": str(trained), "split": "test", "device": "cpu"}
+    settings = {"features": str(trained), "device": "cpu"}
     result = synthesize(SynthesizeConfig(step="assess", run=str(tmp_path / "images"), **settings))
     assert result.out == tmp_path / "images/assess"
     assert result.assessment["generated"]["n"] == 40
@@ -308,6 +343,56 @@ def test_assessing_against_other_data_is_refused(fitted: Path, trained: Path, fo
         synthesize(SynthesizeConfig(run=str(prepared), **settings))
     with pytest.raises(UserError, match="is a run of train"):
         synthesize(SynthesizeConfig(run=str(trained), **settings))
+
+
+def test_a_fit_never_takes_a_classifiers_folder(own_run: Path, tiny_gan: SynthesizeConfig) -> None:
+    before = sorted(own_run.rglob("*"))
+    with pytest.raises(UserError, match="is a run of train"):
+        synthesize(dataclasses.replace(tiny_gan, out=str(own_run), overwrite=True))
+    assert sorted(own_run.rglob("*")) == before
+
+
+def test_options_that_the_fit_contradicts_are_refused(fitted: Path, tmp_path: Path) -> None:
+    for changes in ({"mag": "100x"}, {"fold": 2}, {"size": 128}, {"condition": "subtype"}):
+        with pytest.raises(UsageError, match="was fitted with"):
+            generate(fitted, tmp_path / "images", **changes)
+
+
+def test_an_assessment_of_other_images_goes_when_they_do(fitted: Path, trained: Path, tmp_path: Path) -> None:
+    generate(fitted, tmp_path / "images", label="all", num=20)
+    settings = {"features": str(trained), "device": "cpu"}
+    synthesize(SynthesizeConfig(step="assess", run=str(tmp_path / "images"), **settings))
+    generate(fitted, tmp_path / "images", label="all", num=21, overwrite=True)
+    assert not (tmp_path / "images/assess/assessment.json").exists()
+
+
+def test_a_fit_that_did_not_finish_is_said_so(own_gan: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    info = read_json(own_gan / "run.json")
+    write_json(own_gan / "run.json", info | {"status": "interrupted"})
+    generate(own_gan, tmp_path / "images")
+    assert "did not finish" in caplog.text
+
+
+def test_folders_of_some_conditions_are_compared_with_their_like(
+    prepared: Path, tiny_gan: SynthesizeConfig, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    synthesize(dataclasses.replace(tiny_gan, out=str(run), condition="class+magnification", kimg=0.016))
+    generate(run, tmp_path / "images", label="benign 40X", num=4)
+    subject = open_folder(tmp_path / "images")
+    data = PreparedData.open(prepared)
+    like = real_set(data, "train", subject)
+    rows = [row.record for row in data.rows if row.split == "train"]
+    assert len(like) == sum(one.label == "benign" and one.magnification == "40X" for one in rows) > 0
+
+
+def test_one_class_that_collapses_alone_is_seen(fitted: Path, prepared: Path, tiny_gan: SynthesizeConfig) -> None:
+    config = dataclasses.replace(tiny_gan, out=None)
+    session = start_fit(config, PreparedData.open(prepared), Processes(), CPU)[0]
+    normal = session.generator.forward
+    healthy = training.diversity_share(session)
+    session.generator.forward = lambda noise, conditions: normal(noise * (conditions[:, None] > 0) + 1e-6, conditions)
+    assert training.diversity_share(session) < 0.05 < healthy
 
 
 def test_a_generator_is_no_classifier(fitted: Path) -> None:
@@ -346,14 +431,15 @@ def test_a_damaged_generator_is_one_line(own_gan: Path, tmp_path: Path) -> None:
 
 def test_two_processes_fit_one_generator(breastcli, prepared: Path, tmp_path: Path) -> None:
     words = ["synthesize", "fit", "--smoke", "--data", prepared, "--device", "cpu", "--out", "run", "--json"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "breastcli", *words]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, "-m", "breastcli", *words]
     done = subprocess.run(
         list(map(str, command)),
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": "0"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     info = read_json(tmp_path / "run/run.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ import numpy as np
 from torch import Tensor
 
 from breastcli.config import UserError
-from breastcli.data.augment import dihedral
 from breastcli.gan.features import FeatureNetwork
 from breastcli.gan.fidelity import (
     coverage_figures,
@@ -21,6 +21,7 @@ from breastcli.gan.fidelity import (
     nearest,
     unbiased_mmd,
 )
+from breastcli.metrics.intervals import wilson
 
 KID_SUBSET = 1000
 COPY_QUANTILE = 0.01  # of the distances from a training image to the nearest other one
@@ -81,13 +82,11 @@ def assess_images(
 
     FID depends on the number of images, so every figure is of sets of one size and one class mixture: generated,
     training images in two disjoint halves, and held-out images. Real against real is the baseline: the halves show what
-    a generator reaches that knows its patients perfectly, training against held-out how far away other patients are.
+    new images of the same patients reach, training against held-out how far away other patients are.
 
     Args:
-        generated: images of the generator.
-        training: real images that it learned from; ``held_out`` of other groups.
-        classes: K class names; ``network`` makes the features.
-        draws: repeated draws, their randomness from ``seed``.
+        generated: images of the generator, ``training`` those it learned from, ``held_out`` real ones of other groups.
+        classes: K class names; ``network`` makes the features, ``seed`` the draws.
         turn: whether the generator saw training images in all eight positions, so that a copy may be turned.
         on_batch: called with the size of every batch of ``batch_size`` images.
 
@@ -96,21 +95,23 @@ def assess_images(
     sizes = _sizes(generated, training, held_out)
     own, predicted = network(generated.images, batch_size, on_batch)
     real, other = (network(one.images, batch_size, on_batch)[0] for one in (training, held_out))
-    turned = [network(dihedral(training.images, element), batch_size, on_batch)[0] for element in range(1, 8 * turn)]
+    turned = [network(training.images, batch_size, on_batch, element)[0] for element in range(1, 8 * turn)]
     rng = np.random.default_rng(seed)
     drawn = [_draw(generated, training, held_out, sizes, rng) for _ in range(draws)]
     rows = []
     for label, size in sizes.items():
         mine, theirs = generated.labels == label, training.labels == label
         known = {"class": classes[label], "n": int(mine.sum())}
-        agreement = _agreement(predicted, mine, classes[label], network.classes)
-        rows.append(known | _class_figures(own[mine], real[theirs], size, draws, rng) | {"agreement": agreement})
+        known["agreement"] = _agreement(predicted, mine, classes[label], network.classes)
+        rows.append(known | _class_figures(own[mine], real[theirs], size, draws, rng))
+    num = sum(sizes.values())
     figures = {
-        "n_per_draw": sum(sizes.values()),
+        "dimensions": own.shape[1],
+        "n_per_draw": num,
         "draws": draws,
-        "kid_subset": min(KID_SUBSET, sum(sizes.values())),
+        "kid_subset": min(KID_SUBSET, num),
         "comparisons": _comparisons(own, real, other, drawn),
-        "coverage": _coverage(own, real, other, drawn[0]),
+        "coverage": _coverage(own, real, other, drawn),
         "classes": rows,
     }
     return _with_neighbours(figures, *_distances(own, real, other, turned), generated, training, classes)
@@ -126,10 +127,10 @@ def _sizes(generated: ImageSet, training: ImageSet, held_out: ImageSet) -> dict[
             (held_out.labels == label).sum(),
         ]
         sizes[label] = int(min(limits))
-    if sum(sizes.values()) < 2 * NEIGHBOURS:
+    if sum(sizes.values()) <= NEIGHBOURS:
         raise UserError(
             f"too few images: {len(generated)} generated, {len(training)} training, {len(held_out)} held out",
-            fix=f"{2 * NEIGHBOURS} are needed of each, twice as many for training; choose another --num or --split",
+            fix=f"{NEIGHBOURS + 1} are needed of each, twice as many for training; prepare another --split",
         )
     return sizes
 
@@ -172,30 +173,30 @@ def _comparisons(
 
 
 def _coverage(
-    own: np.ndarray, real: np.ndarray, other: np.ndarray, draw: Mapping[str, np.ndarray]
-) -> dict[str, dict[str, float]]:
-    """Return precision, recall, density and coverage of the first draw; "baseline" is training against held-out."""
+    own: np.ndarray, real: np.ndarray, other: np.ndarray, drawn: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, dict[str, Any]]:
+    """Return precision, recall, density and coverage over all draws; "baseline" is training against held-out."""
     pairs = {
-        "training": (real[draw["training"]], own[draw["generated"]]),
-        "held_out": (other[draw["held_out"]], own[draw["generated"]]),
-        "baseline": (other[draw["held_out"]], real[draw["training"]]),
+        "training": [(real[draw["training"]], own[draw["generated"]]) for draw in drawn],
+        "held_out": [(other[draw["held_out"]], own[draw["generated"]]) for draw in drawn],
+        "baseline": [(other[draw["held_out"]], real[draw["training"]]) for draw in drawn],
     }
     found = {}
-    for name, (target, candidate) in pairs.items():
-        figures = coverage_figures(target, candidate, k=min(NEIGHBOURS, len(target) - 1))
-        found[name] = {
-            "precision": figures.precision,
-            "recall": figures.recall,
-            "density": figures.density,
-            "coverage": figures.coverage,
-            "n": len(target),
-        }
+    for name, sets in pairs.items():
+        k = min(NEIGHBOURS, len(sets[0][0]) - 1)
+        rows = [dataclasses.asdict(coverage_figures(target, candidate, k=k)) for target, candidate in sets]
+        figures = {key: _mean_and_sd([row[key] for row in rows]) for key in rows[0]}
+        found[name] = figures | {"n": len(sets[0][0])}
     return found
 
 
-def _agreement(predicted: np.ndarray | None, rows: np.ndarray, name: str, known: Sequence[str]) -> float | None:
-    """Return the share of rows that the feature network takes for a class; None where it cannot tell."""
-    return None if predicted is None or name not in known else float((predicted[rows] == known.index(name)).mean())
+def _agreement(
+    predicted: np.ndarray | None, rows: np.ndarray, name: str, known: Sequence[str]
+) -> dict[str, float | None] | None:
+    """Return the share of rows that the feature network takes for a class, and its interval; None if it cannot tell."""
+    if predicted is None or name not in known:
+        return None
+    return wilson(int((predicted[rows] == known.index(name)).sum()), int(rows.sum())).to_json()
 
 
 def _class_figures(
@@ -238,6 +239,7 @@ def _with_neighbours(
     neighbours = {
         "threshold": threshold,
         "num_below": below,
+        "share_below": wilson(below, len(generated)).to_json(),
         "n": len(generated),
         "expected_share": COPY_QUANTILE,
         "copies": below > COPY_LIMIT * len(generated),

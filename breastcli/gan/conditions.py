@@ -9,6 +9,7 @@ import numpy as np
 
 from breastcli.config import UsageError, UserError
 from breastcli.data.store import PreparedData
+from breastcli.records import ImageRecord
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,18 @@ def find_conditions(data: PreparedData, rows: np.ndarray, kind: str) -> tuple[li
     return [Condition(*key, int(count)) for key, count in zip(found, counts, strict=True)], members
 
 
+def is_kept(record: ImageRecord, kept: Sequence[str], data: PreparedData) -> bool:
+    """Return whether an image belongs to one of the classes or subtypes; a name that is both means the subtype.
+
+    Args:
+        record: the image.
+        kept: names; none for all.
+        data: the folder that the image is from.
+    """
+    subtypes = {row.record.subtype for row in data.rows}
+    return not kept or record.subtype in kept or (record.label in kept and record.label not in subtypes)
+
+
 def choose_numbers(
     text: str, num: int | None, conditions: Sequence[Condition], class_counts: Mapping[str, int]
 ) -> dict[int, int]:
@@ -88,7 +101,7 @@ def choose_numbers(
         if not names:
             raise UsageError("--label minority: the generator knows no minority class", fix="name a class, or use all")
     else:
-        names = labels if text == "all" else [name.strip() for name in text.split(",")]
+        names = labels if text == "all" else list(dict.fromkeys(name.strip() for name in text.split(",")))
     chosen: dict[int, int] = {}
     for name in names:
         members = [number for number, one in enumerate(conditions) if name in (one.label, one.name)]

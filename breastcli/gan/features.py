@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor
 
 from breastcli.config import LeakError, UserError, first_line
+from breastcli.data.augment import dihedral
 from breastcli.data.loading import to_network
 from breastcli.gan.training import resize
 from breastcli.system.checkpoint import load_checkpoint
 from breastcli.system.runfolder import Run, find_run
-from breastcli.system.runtime import autocast
+from breastcli.system.transfer import saw_synthetic
+
+logger = logging.getLogger(__name__)
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name for the weights of the usual FID
 
@@ -30,6 +34,7 @@ class FeatureNetwork:
         kind: "run" or "inception".
         size_px: side that images are resized to, or None where the network does that itself.
         classes: class names of a run, in the order of its scores; empty for Inception.
+        note: what to know about it, or "".
         apply: uint8 images (B, 3, S, S) on the device to features (B, D) and class scores (B, K) or None.
         device: where it is.
     """
@@ -38,12 +43,13 @@ class FeatureNetwork:
     kind: str
     size_px: int | None
     classes: tuple[str, ...]
+    note: str
     apply: Callable[[Tensor], tuple[Tensor, Tensor | None]]
     device: torch.device
 
     @torch.inference_mode()
     def __call__(
-        self, images: Tensor, batch_size: int, on_batch: Callable[[int], None] = lambda count: None
+        self, images: Tensor, batch_size: int, on_batch: Callable[[int], None] = lambda count: None, element: int = 0
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return features (n, D) float64 and the predicted class (n,), None without classes.
 
@@ -51,11 +57,14 @@ class FeatureNetwork:
             images: (n, 3, H, W) uint8 on the CPU.
             batch_size: images at once.
             on_batch: called with the size of every finished batch.
+            element: position of a square (see ``dihedral``) to put every image in before.
         """
         features, predicted = [], []
         for part in images.split(batch_size):
-            part = part if self.size_px is None else resize(part, self.size_px)
-            found, scores = self.apply(part.to(self.device))
+            turned = dihedral(part, element)
+            found, scores = self.apply(
+                (turned if self.size_px is None else resize(turned, self.size_px)).to(self.device)
+            )
             features.append(found.float().cpu())
             if scores is not None:
                 predicted.append(scores.argmax(dim=1).cpu())
@@ -64,17 +73,14 @@ class FeatureNetwork:
         return table, torch.cat(predicted).numpy() if predicted else None
 
 
-def load_features(
-    name: str, source: Mapping[str, Any], fold: int | None, device: torch.device, dtype: torch.dtype
-) -> FeatureNetwork:
-    """Load the network that ``--features`` names.
+def load_features(name: str, source: Mapping[str, Any], fold: int | None, device: torch.device) -> FeatureNetwork:
+    """Load the network that ``--features`` names; it computes in float32.
 
     Args:
         name: a run folder, "latest" or "inception".
         source: card of the data set that the generator learned from.
         fold: its fold.
         device: where to compute.
-        dtype: arithmetic of a run's network; Inception computes in float32.
 
     Raises:
         UserError: there is no such run, or Inception's weights are not at hand.
@@ -87,11 +93,15 @@ def load_features(
     model, facts = load_checkpoint(run.best, device)
 
     def apply(images: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(device, dtype):
-            embedding = model.embed(model.features(to_network(images)))
-            return embedding, model.head(embedding)
+        embedding = model.embed(model.features(to_network(images)))
+        return embedding, model.head(embedding)
 
-    return FeatureNetwork(str(run.folder), "run", facts["model"]["size_px"], tuple(facts["classes"]), apply, device)
+    note = "they were learned on the same training images, which moves training and held-out images apart"
+    if saw_synthetic(facts):
+        note = "the features were learned on synthetic images too, perhaps on these: nothing follows from the figures"
+        logger.warning("--features %s: %s", run.folder, note)
+    size_px, classes = facts["model"]["size_px"], tuple(facts["classes"])
+    return FeatureNetwork(str(run.folder), "run", size_px, classes, note, apply, device)
 
 
 def _refuse_leak(run: Run, source: Mapping[str, Any], fold: int | None) -> None:
@@ -122,4 +132,4 @@ def _load_inception(device: torch.device) -> FeatureNetwork:
     except Exception as error:  # a damaged file makes the reader raise almost anything
         raise UserError(f"{file} is damaged ({first_line(error, 160)})", fix="get it again") from error
     network = network.to(device).eval()
-    return FeatureNetwork("inception", "inception", None, (), lambda images: (network(images)[0], None), device)
+    return FeatureNetwork("inception", "inception", None, (), "", lambda images: (network(images)[0], None), device)

@@ -74,7 +74,7 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     |m₁ - m₂|² + Tr(S₁ + S₂ - 2 (S₁S₂)^½). With S = RᵀR the last trace is the sum of the singular values of R₁R₂ᵀ, so
     that no root of a matrix is taken, and covariances of fewer images than features need no correction.
 
-    Source: Heusel et al., Two time-scale update rule, NeurIPS 2017, eq. 6. Differs from Deebani et al., 2025, eq. 3,
+    Source: Heusel et al., Two time-scale update rule, NeurIPS 2017, eq. 6. Differs from Deebani et al., 2025, FID,
     who print √S₁ √S₂ for the root of the product, which is the same only where the two commute.
 
     Args:

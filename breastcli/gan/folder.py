@@ -25,8 +25,11 @@ from breastcli.data.store import (
 )
 from breastcli.files import claim_folder, read_json, replacing, write_json
 from breastcli.gan.checkpoint import TrainedGenerator
+from breastcli.gan.runs import ASSESSED
 from breastcli.gan.training import resize
+from breastcli.parsing import parse_magnification
 from breastcli.records import ImageRecord
+from breastcli.system.runfolder import INFO
 
 SOURCE_KEYS = ("name", "title", "fingerprint", "split_fingerprint", "task", "stain", "size_px")
 CHUNK = 64
@@ -38,6 +41,8 @@ def claim_images(out: Path, *, overwrite: bool) -> None:
     Raises:
         UserError: it is not empty.
     """
+    if (out / INFO).is_file():
+        raise UserError(f"{out} is a run folder", fix="choose another --out")
     if (out / MANIFEST).is_file() and not read_json(out / CARD).get("synthetic"):
         raise UserError(f"{out} holds real images", fix="choose another --out")
     claim_folder(out, allowed=overwrite, hint="use --overwrite or another --out")
@@ -52,7 +57,7 @@ def made_for(generator: TrainedGenerator, data: PreparedData) -> TrainedGenerato
     source = generator.facts["dataset"]
     for key, what in (("name", "another data set"), ("split_fingerprint", "another split"), ("stain", "another stain")):
         if data.card[key] != source[key]:
-            fix = "prepare it with the same options but the size"
+            fix = "prepare it with the same options but the size, and the same --stain-reference"
             raise UserError(f"{data.folder} has {what} than the generator learned from", fix)
     return dataclasses.replace(generator, facts={**generator.facts, "dataset": data.card, "data": str(data.folder)})
 
@@ -74,7 +79,8 @@ def write_synthetic(
     source = generator.facts["dataset"]
     size_px = source["size_px"]
     rows: list[PreparedRecord] = []
-    (out / MANIFEST).unlink(missing_ok=True)  # from here on the folder counts as unfinished
+    for name in (MANIFEST, *ASSESSED):  # from here on the folder counts as unfinished
+        (out / name).unlink(missing_ok=True)
     with replacing(out / IMAGES) as temporary, temporary.open("wb") as file:
         write_header(file, sum(map(len, drawn.values())), size_px)
         for number, images in drawn.items():
@@ -84,8 +90,8 @@ def write_synthetic(
                 rows += [_row(generator, number, start + place, one) for place, one in enumerate(pixels)]
     card = _card(generator, rows, made)
     write_json(out / CARD, card)
-    write_manifest(out, rows)
     remove_embeddings(out)
+    write_manifest(out, rows)
     return card
 
 
@@ -97,7 +103,7 @@ def _row(generator: TrainedGenerator, number: int, place: int, pixels: np.ndarra
         path=name,
         label=condition.label,
         subtype=condition.subtype,
-        magnification=condition.magnification,
+        magnification=condition.magnification or parse_magnification(generator.facts["mag"]),
     )
     return PreparedRecord(record, "train", None, side, side, hashlib.sha256(pixels.tobytes()).hexdigest())
 

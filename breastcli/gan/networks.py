@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from breastcli.system.runtime import full_precision
+
 START_PX = 4
 SIZES_PX = (64, 128, 256, 512)
 MAX_WIDENING = 8  # channels at the smallest maps, as a multiple of those at full size
@@ -90,9 +92,10 @@ class StyledConv(nn.Module):
 
     def forward(self, maps: Tensor, style: Tensor) -> Tensor:
         """Return (B, num_out, h, w) of maps (B, num_in, h, w) and a style (B, style_dim)."""
-        scale = self.scale(style).float()  # (B, num_in)
-        power = (self.conv.weight.float() * self.conv.gain).square().sum(dim=(2, 3))  # (num_out, num_in)
-        restore = (scale.square() @ power.t() + 1e-8).rsqrt()  # (B, num_out)
+        with full_precision(maps.device):  # sums of squares need more than bfloat16's eight bits
+            scale = self.scale(style.float())  # (B, num_in)
+            power = (self.conv.weight * self.conv.gain).square().sum(dim=(2, 3))  # (num_out, num_in)
+            restore = (scale.square() @ power.t() + 1e-8).rsqrt()  # (B, num_out)
         maps = self.conv(maps * scale[:, :, None, None].to(maps.dtype))
         maps = maps * (restore * GAIN)[:, :, None, None].to(maps.dtype)
         return functional.leaky_relu(maps + self.bias[:, None, None].to(maps.dtype), SLOPE)
@@ -136,6 +139,7 @@ class Generator(nn.Module):
         return self.start(self._joined(noise, conditions)).unflatten(1, (-1, START_PX, START_PX))
 
     def _joined(self, noise: Tensor, conditions: Tensor) -> Tensor:
+        """Return noise and embedded condition side by side, (B, 2 noise_dim)."""
         return torch.cat([_unit(noise), _unit(self.embedding(conditions))], dim=1)
 
     def draw(self, layout: Tensor, style: Tensor) -> Tensor:
@@ -176,7 +180,7 @@ class CriticBlock(nn.Module):
 
 
 class Critic(nn.Module):
-    """Scores how real an image of a condition is; no batch norm, so that every image has its own gradient penalty.
+    """Scores how real an image of a condition is; no batch norm, which would tie the gradients of a batch together.
 
     The score is unbounded. Source: Arjovsky et al., Wasserstein GAN, ICML 2017; projection of the condition: Miyato and
     Koyama, cGANs with Projection Discriminator, ICLR 2018, eq. 3. Differs from Deebani et al. 2025, where "a single
@@ -203,9 +207,11 @@ class Critic(nn.Module):
         return functional.leaky_relu(self.flatten(maps.flatten(1)), SLOPE)
 
     def judge(self, features: Tensor, conditions: Tensor) -> Tensor:
-        """Return scores (B,) of features (B, D) under conditions (B,)."""
-        projected = (self.embedding(conditions) * features).sum(dim=1) / math.sqrt(features.shape[1])
-        return self.score(features)[:, 0] + projected
+        """Return scores (B,) float32 of features (B, D) under conditions (B,)."""
+        with full_precision(features.device):  # scores are unbounded, and their differences count
+            features = features.float()
+            projected = (self.embedding(conditions) * features).sum(dim=1) / math.sqrt(features.shape[1])
+            return self.score(features)[:, 0] + projected
 
     def forward(self, images: Tensor, conditions: Tensor) -> Tensor:
         """Return scores (B,), unbounded; higher is more real."""

@@ -31,7 +31,8 @@ class Objective:
 def wasserstein_critic(real: Tensor, generated: Tensor) -> Tensor:
     """Return E[D(G(z, y))] - E[D(x)].
 
-    Source: Arjovsky et al., Wasserstein GAN, ICML 2017, eq. 3; Deebani et al. 2025, eq. 1.
+    Source: Arjovsky et al., Wasserstein GAN, ICML 2017, eq. 3. Differs from Deebani et al. 2025, eq. 1, which mixes the
+    distance's infimum over couplings with the critic f of its dual form; this is the dual form that critics learn by.
     """
     return generated.mean() - real.mean()
 

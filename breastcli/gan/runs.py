@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from breastcli.config import SynthesizeConfig, UserError, flag_of
+from breastcli.config import SynthesizeConfig, UsageError, UserError, flag_of
 from breastcli.configfile import read_section, resolve
 from breastcli.files import claim_folder, read_json
 from breastcli.parsing import parse_magnification
 from breastcli.system.runfolder import CONFIG, HISTORY, INFO, LOG, RESUME, RUNS
 
+logger = logging.getLogger(__name__)
+
+DATA = "data/breakhis"  # what prepare writes by default
 GENERATOR = "checkpoints/generator.safetensors"
 SAMPLES = "samples"
 FILM = "training.gif"
+ASSESSMENT = "assessment.json"
 ASSESSED = tuple(f"assess/{name}" for name in ("assessment.json", "samples.png", "neighbours.png", "distances.png"))
 WRITTEN = (
     GENERATOR,
@@ -30,8 +35,9 @@ WRITTEN = (
     *ASSESSED,
 )
 # What may differ when an interrupted fit is resumed: everything else would change its history.
+OF_THE_FIT = ("mag", "fold", "classes", "condition", "size", "width", "objective", "kimg")
 FREE_ON_RESUME = {"step", "run", "out", "device", "workers", "overwrite", "resume", "kimg", "on_collapse"}
-FREE_ON_RESUME |= {"label", "num", "truncation", "features", "split", "draws"}  # of the other steps
+FREE_ON_RESUME |= {"label", "num", "truncation", "features", "draws"}  # of the other steps
 
 
 @dataclass(frozen=True)
@@ -71,22 +77,45 @@ def find_gan_run(folder: Path) -> GanRun:
     return GanRun(folder, info, resolve(SynthesizeConfig, read_section(folder / CONFIG, "synthesize"), {}))
 
 
-def claim_run(out: Path, config: SynthesizeConfig) -> None:
+def check_given(config: SynthesizeConfig, run: GanRun) -> None:
+    """Refuse options of a fit that a finished one contradicts, and warn of a fit that did not finish.
+
+    Raises:
+        UsageError: such an option.
+    """
+    defaults = SynthesizeConfig()
+    for name in OF_THE_FIT:
+        given, fitted = getattr(config, name), getattr(run.config, name)
+        if given not in (fitted, getattr(defaults, name)):
+            problem = f"{flag_of(name)} {given}: {run.folder} was fitted with {fitted}"
+            raise UsageError(problem, fix="leave it out, or fit another run")
+    if run.info["status"] != "finished":
+        logger.warning("%s did not finish: its last healthy snapshot is used", run.folder)
+
+
+def claim_run(out: Path, config: SynthesizeConfig, num_processes: int = 1) -> None:
     """Take the run folder: new, to be resumed under the same options, or to be overwritten.
 
     Raises:
         UserError: it is not empty, or was fitted with other options.
     """
+    if (out / INFO).is_file() and read_json(out / INFO).get("command") != "synthesize":
+        raise UserError(f"{out} is a run of {read_json(out / INFO).get('command')}", fix="choose another folder")
     only_log = out.is_dir() and {path.name for path in out.iterdir()} <= {LOG}  # left by a run that could not start
     allowed = config.resume or config.overwrite or only_log
     claim_folder(out, allowed=allowed, hint="use --resume, --overwrite or another folder")
     if config.resume and (out / RESUME).is_file():
-        before = find_gan_run(out).config
+        run = find_gan_run(out)
+        before = dataclasses.replace(run.config, data=str(Path(run.config.data or DATA)))
+        config = dataclasses.replace(config, data=str(Path(config.data or DATA)))
         for field in dataclasses.fields(SynthesizeConfig):
             old, new = getattr(before, field.name), getattr(config, field.name)
             if old != new and field.name not in FREE_ON_RESUME:
                 problem = f"{out} was fitted with {flag_of(field.name)} {old}, not {new}"
                 raise UserError(problem, fix="resume with the same options")
+        if run.info["processes"] != num_processes:
+            problem = f"{out} was fitted by {run.info['processes']} processes, not {num_processes}"
+            raise UserError(problem, fix="start as many")
     elif config.overwrite:
         (out / LOG).unlink(missing_ok=True)  # the other results go once the fit can start
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from breastcli.config import SynthesizeConfig, UsageError
+from breastcli.config import SynthesizeConfig, UsageError, UserError
 from breastcli.data.store import PreparedData
-from breastcli.gan.conditions import Condition, find_conditions
+from breastcli.gan.conditions import Condition, find_conditions, is_kept
 from breastcli.gan.diffaugment import parse_diffaugment
 from breastcli.gan.networks import SIZES_PX, Critic, GanOptions, Generator
 from breastcli.gan.training import BETAS, FIGURES, GanSession, RealImages
@@ -45,9 +45,11 @@ def start_fit(
     counts = np.bincount(data.labels[rows], minlength=len(data.classes)).tolist()
     subtypes = sorted({data.rows[row].record.subtype for row in rows} - {""})
     kept = parse_classes(config.classes, (*subtypes, *data.classes))
-    if kept:
-        records = [data.rows[row].record for row in rows]
-        rows = rows[[one.subtype in kept or one.label in kept for one in records]]
+    rows = rows[[is_kept(data.rows[row].record, kept, data) for row in rows]]
+    if not len(rows):
+        raise UserError(
+            f"{data.folder} has no training images of {config.classes}", fix="choose another --mag or --fold"
+        )
     conditions, members = find_conditions(data, rows, config.condition)
     options = GanOptions(config.size, len(conditions), config.width)
     images = RealImages(data, rows, config.size)
@@ -62,6 +64,7 @@ def start_fit(
         "classes": list(kept),
         "class_counts": dict(zip(data.classes, counts, strict=True)),
         "turn": config.turn,
+        "smoke": config.smoke,
         "collapse": None,
     }
     return session, facts

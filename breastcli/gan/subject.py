@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ import torch
 
 from breastcli.config import SynthesizeConfig, UserError
 from breastcli.data.store import PreparedData
-from breastcli.gan.assessment import ImageSet
+from breastcli.gan.assessment import Assessment, ImageSet
 from breastcli.gan.checkpoint import load_generator
-from breastcli.gan.conditions import choose_numbers
-from breastcli.gan.runs import GENERATOR, find_gan_run
+from breastcli.gan.conditions import choose_numbers, is_kept
+from breastcli.gan.features import FeatureNetwork
+from breastcli.gan.runs import GENERATOR
 from breastcli.gan.training import RealImages
 from breastcli.parsing import parse_magnification
 from breastcli.progress import Progress
+from breastcli.records import ImageRecord
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,17 @@ class Subject:
         images: the generated images.
         facts: what the generator's checkpoint knows about itself.
         truncation: psi they were drawn with.
+        kinds: the classes, subtypes ("" for any) and magnifications (None for any) that they show.
     """
 
     images: ImageSet
     facts: dict[str, Any]
     truncation: float
+    kinds: set[tuple[str, str, str | None]]
 
 
 def draw_subject(run: Path, config: SynthesizeConfig, device: torch.device, progress: Progress) -> Subject:
     """Draw images with a run's generator: as many of each condition as it learned from, or ``--num`` of each class."""
-    find_gan_run(run)
     generator = load_generator(run / GENERATOR, device)
     numbers = {place: one.num_images for place, one in enumerate(generator.conditions)}
     if config.num is not None:
@@ -49,7 +53,10 @@ def draw_subject(run: Path, config: SynthesizeConfig, device: torch.device, prog
     labels = [classes.index(generator.conditions[place].label) for place in drawn for _ in drawn[place]]
     names = [f"{generator.conditions[place].name} {number}" for place in drawn for number in range(len(drawn[place]))]
     images = ImageSet(torch.cat(list(drawn.values())), np.array(labels), names)
-    return Subject(images, generator.facts, config.truncation)
+    chosen = [generator.conditions[place] for place in drawn]
+    kinds = {(one.label, one.subtype, one.magnification) for one in chosen}
+    facts = {**generator.facts, "generated_px": generator.network.options.size_px}
+    return Subject(images, facts, config.truncation, kinds)
 
 
 def open_folder(folder: Path) -> Subject:
@@ -61,7 +68,8 @@ def open_folder(folder: Path) -> Subject:
     images = torch.from_numpy(np.array(data.images)).permute(0, 3, 1, 2)
     names = [row.record.image_id for row in data.rows]
     facts = {**made, "dataset": {**data.card, **made["source"]}, "fold": made["source"]["fold"]}
-    return Subject(ImageSet(images, data.labels, names), facts, made["truncation"])
+    kinds = {(row.record.label, row.record.subtype, row.record.magnification) for row in data.rows}
+    return Subject(ImageSet(images, data.labels, names), facts, made["truncation"], kinds)
 
 
 def open_source(config: SynthesizeConfig, facts: dict[str, Any]) -> PreparedData:
@@ -78,14 +86,62 @@ def open_source(config: SynthesizeConfig, facts: dict[str, Any]) -> PreparedData
 
 
 def real_set(data: PreparedData, split: str, subject: Subject) -> ImageSet:
-    """Return the real images of a split of the classes that were generated, at the generated images' size."""
+    """Return the real images of a split that are of a kind that was generated, at the generated images' size."""
     facts = subject.facts
     rows = data.select(split, fold=facts["fold"], magnification=parse_magnification(facts["mag"]))
     kept = facts["classes"]
-    records = [data.rows[row].record for row in rows]
-    wanted = np.isin(data.labels[rows], np.unique(subject.images.labels))
-    if kept:
-        wanted &= np.array([one.subtype in kept or one.label in kept for one in records])
-    rows = rows[wanted]
+    rows = rows[[is_kept(data.rows[row].record, kept, data) for row in rows]]
+    rows = rows[[_is_generated(data.rows[row].record, subject.kinds) for row in rows]]
     images = RealImages(data, rows, subject.images.images.shape[-1]).take(np.arange(len(rows)))
     return ImageSet(images, data.labels[rows], [data.rows[row].record.image_id for row in rows])
+
+
+def describe(
+    source: Path, subject: Subject, network: FeatureNetwork, card: Mapping[str, Any], found: Assessment, seed: int
+) -> dict[str, Any]:
+    """Return the contents of ``assessment.json``.
+
+    Args:
+        source: the run or folder that was assessed.
+        subject: its images.
+        network: what the features came from.
+        card: of the real images.
+        found: what was found.
+        seed: of images and draws.
+    """
+    facts = subject.facts
+    side, made_px = subject.images.images.shape[-1], facts["generated_px"]
+    notes = ["draws overlap: the deviations say how much a draw matters, not how sure the figure is"]
+    if made_px != side:
+        notes.append(f"the images were generated at {made_px} px and are compared at the {side} px of the folder")
+    elif side != card["size_px"]:
+        notes.append(f"real images were reduced or enlarged to the generator's {side} px")
+    notes += [f"features of {network.name}: compare figures of the same features only", network.note]
+    return {
+        "generated": {
+            "source": str(source),
+            "n": len(subject.images),
+            "kimg": facts["kimg"],
+            "truncation": subject.truncation,
+            "size_px": side,
+            "generated_px": made_px,
+            "seed": seed,
+        },
+        "features": {"name": network.name, "kind": network.kind, "dimensions": found.figures["dimensions"]},
+        "dataset": {
+            **{name: card[name] for name in ("name", "fingerprint", "split_fingerprint", "drawn")},
+            "fold": facts["fold"],
+            "leaky": card["split"]["leaky"],
+            "split": "val",
+        },
+        "collapse": facts["collapse"],
+        "notes": list(filter(None, notes)),
+        **found.figures,
+    }
+
+
+def _is_generated(record: ImageRecord, kinds: set[tuple[str, str, str | None]]) -> bool:
+    return any(
+        record.label == label and subtype in ("", record.subtype) and magnification in (None, record.magnification)
+        for label, subtype, magnification in kinds
+    )

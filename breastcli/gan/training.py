@@ -150,6 +150,11 @@ class GanSession:
         self.timing.extend(tuple(row) for row in saved["timing"])
 
 
+def num_steps(config: SynthesizeConfig) -> int:
+    """Return how many critic steps a fit takes."""
+    return max(1, round(config.kimg * 1000 / config.batch_size))
+
+
 def take_step(session: GanSession) -> None:
     """Take one step of the critic, and one of the generator where it is its turn.
 
@@ -183,6 +188,7 @@ def _draw_real(session: GanSession, rng: np.random.Generator, draw: torch.Genera
 
 
 def _critic_step(session: GanSession, real: Tensor, conditions: Tensor, draw: torch.Generator) -> dict[str, Tensor]:
+    """Let the critic learn from real images (B, 3, H, W) of conditions (B,) and from as many generated ones."""
     config, critic = session.config, session.critic
     noise = _noise(session, len(real), draw)
     with torch.no_grad(), autocast(session.device, session.dtype):
@@ -208,6 +214,7 @@ def _critic_step(session: GanSession, real: Tensor, conditions: Tensor, draw: to
 
 
 def _generator_step(session: GanSession, real: Tensor, conditions: Tensor, draw: torch.Generator) -> dict[str, Tensor]:
+    """Let the generator learn from the critic's scores of new images of conditions (B,)."""
     config, critic = session.config, session.critic
     noise = _noise(session, len(real), draw)
     critic.requires_grad_(False)
@@ -274,47 +281,61 @@ def mean_figures(session: GanSession) -> dict[str, float]:
 def diversity_share(session: GanSession) -> float:
     """Return how far generated images of a condition lie apart, as a share of how far real ones do.
 
-    The mean over conditions of the mean Euclidean distance between pairs of images of 8 × 8 pixels, so that noise does
-    not count as diversity. The learning generator is looked at, since its average would show a collapse later.
+    The mean Euclidean distance between pairs of images of 8 × 8 pixels, so that noise does not count as diversity, in
+    the condition that is worst off: one class may collapse alone. The learning generator is looked at, since its
+    average would show a collapse later. A condition of one real image, which has no diversity, is left out.
     """
-    shares = []
+    shares = [1.0]
     for number, members in enumerate(session.members):
+        if len(members) < 2:
+            continue
         rng, draw = np.random.default_rng(number), torch.Generator(session.device).manual_seed(number)
-        real = session.images.take(rng.choice(members, size=DIVERSITY_IMAGES)).to(session.device)
+        real = session.images.take(rng.permutation(members)[:DIVERSITY_IMAGES]).to(session.device)
         conditions = torch.full((DIVERSITY_IMAGES,), number, device=session.device)
         with autocast(session.device, session.dtype):
             generated = session.generator(_noise(session, DIVERSITY_IMAGES, draw), conditions)
         spread = _mean_distance(to_network(real))
         shares.append(_mean_distance(generated) / spread if spread else 1.0)
-    return float(np.mean(shares))
+    return float(min(shares[1:], default=shares[0]))
 
 
 def _mean_distance(images: Tensor) -> float:
     """Return the mean distance between pairs of different images (B, 3, H, W)."""
-    return float(functional.pdist(functional.adaptive_avg_pool2d(images, DIVERSITY_PX).flatten(1)).mean())
+    return float(functional.pdist(functional.adaptive_avg_pool2d(images, DIVERSITY_PX).flatten(1).cpu()).mean())
+
+
+def is_healthy(row: dict[str, float], kimg: float, size_px: int) -> bool:
+    """Return whether a snapshot shows no sign of a collapse.
+
+    Two signs are known. The images are nearly all alike: after the first quarter of the run, their diversity is below a
+    fifth of the real images'. Or the critic has run away: the scores of real and generated images differ by more than
+    the diameter of image space, which no critic of slope one can do.
+
+    Args:
+        row: ``kimg``, ``diversity`` and ``critic_gap`` of a snapshot.
+        kimg: length of the whole run.
+        size_px: side of the images.
+    """
+    alike = row["kimg"] >= WARM_UP * kimg and row["diversity"] < COLLAPSE_LIMIT
+    return not alike and abs(row["critic_gap"]) <= 2 * math.sqrt(3 * size_px**2)
 
 
 def find_collapse(
-    history: Sequence[dict[str, float]], kimg: float, size_px: int, limit: float = COLLAPSE_LIMIT
+    history: Sequence[dict[str, float]], kimg: float, size_px: int, *, finished: bool = False
 ) -> str | None:
-    """Return what is wrong with a training, or None.
-
-    Two signs are known. The images are nearly all alike: after the first quarter of the run, their diversity stays
-    below a fifth of the real images' at two snapshots in a row. Or the critic has run away: the scores of real and
-    generated images differ by more than the diameter of image space, which no critic of slope one can do.
+    """Return what is wrong with a training whose last two snapshots (at its end: whose last) are not healthy, or None.
 
     Args:
-        history: rows with ``kimg``, ``diversity`` and ``critic_gap``.
+        history: the snapshots so far.
         kimg: length of the whole run.
         size_px: side of the images.
-        limit: share of the real images' diversity.
+        finished: whether the run ends here.
     """
-    if not history:
+    looked_at = history[-1:] if finished else history[-2:]
+    if len(looked_at) < 2 - finished or any(is_healthy(row, kimg, size_px) for row in looked_at):
         return None
-    gap, diameter = abs(history[-1]["critic_gap"]), 2 * math.sqrt(3 * size_px**2)
-    if gap > diameter:
+    last = history[-1]
+    if is_healthy({**last, "critic_gap": 0.0}, kimg, size_px):
+        gap = abs(last["critic_gap"])
         return f"the critic has run away: its scores of real and generated images differ by {gap:.3g}"
-    late = [row["diversity"] for row in history if row["kimg"] >= WARM_UP * kimg]
-    if len(late) >= 2 and max(late[-2:]) < limit:
-        return f"the images are nearly all alike: their diversity is {late[-1]:.2f} of the real images'"
-    return None
+    return f"the images are nearly all alike: their diversity is {last['diversity']:.2f} of the real images'"

@@ -19,7 +19,9 @@ from breastcli.reporting.parts import (
     Cell,
     Picture,
     Table,
+    figure_cell,
     is_finite,
+    is_known,
     leak_stamp,
     number,
     part,
@@ -27,13 +29,18 @@ from breastcli.reporting.parts import (
 )
 
 PAPER = "deebani-2025"
+OVERLAPS = {
+    "training": "Training images, by generated ones",
+    "held_out": "Held-out images, by generated ones",
+    "baseline": "Held-out images, by training ones (real)",
+}
 COVERAGE = {"precision": "Precision", "recall": "Recall", "density": "Density", "coverage": "Coverage"}
 MAX_NEIGHBOURS = 10
 ABOUT_DISTANCES = (
     "FID and KID are distances between the features of two sets of images, lower being nearer. FID is the higher the "
     "fewer images there are, so only figures with the same number of images and the same features can be compared; KID "
-    "has no such bias. The rows of real images say how far apart sets of real images lie that way: no generator can be "
-    "expected to come below."
+    "has no such bias. The rows of real images say how far apart sets of real images lie that way; images that come "
+    "nearer than they do should be looked at for copies."
 )
 ABOUT_COVERAGE = (
     "Precision is the share of generated images that lie among real ones, recall the share of real images that lie "
@@ -152,8 +159,8 @@ def _distance_table(document: Mapping[str, Any]) -> Table:
 def _coverage_table(document: Mapping[str, Any]) -> Table:
     rows = [
         (
-            f"{side.replace('_', '-').capitalize()} images",
-            [Cell(_count(figures.get("n"))), *(Cell(number(figures.get(key))) for key in COVERAGE)],
+            OVERLAPS.get(side, side),
+            [Cell(_count(figures.get("n"))), *(_spread(part(figures, key), 3) for key in COVERAGE)],
         )
         for side, figures in part(document, "coverage").items()
         if isinstance(figures, Mapping)
@@ -164,7 +171,7 @@ def _coverage_table(document: Mapping[str, Any]) -> Table:
 def _class_table(document: Mapping[str, Any]) -> Table:
     """Return each class's diversity and KID, and how often the features' network recognises its images."""
     classes = _rows(document, "classes")
-    recognised = any(is_finite(row.get("agreement")) for row in classes)
+    recognised = any(is_known(row.get("agreement")) for row in classes)
     rows = [
         (
             str(row.get("class") or NOTHING),
@@ -173,7 +180,7 @@ def _class_table(document: Mapping[str, Any]) -> Table:
                 *(Cell(_decimals(row.get(key), 2)) for key in ("diversity", "real_diversity")),
                 Cell(_decimals(_ratio(row.get("diversity"), row.get("real_diversity")), 2)),
                 _spread(part(row, "kid"), 4),
-                *[Cell(number(row.get("agreement")))] * recognised,
+                *[figure_cell(row.get("agreement"))] * recognised,
             ],
         )
         for row in classes

@@ -54,6 +54,11 @@ class Processes:
             torch.distributed.barrier()
 
 
+def num_processes() -> int:
+    """Return how many processes torchrun started for this job; 1 where it did not."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
 @contextlib.contextmanager
 def joined_processes(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
     """Join the processes that torchrun started; alone where it did not.
@@ -64,7 +69,7 @@ def joined_processes(device: torch.device) -> Iterator[tuple[Processes, torch.de
     Raises:
         UserError: more processes than CUDA devices.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = num_processes()
     if count == 1:
         yield Processes(), device
         return

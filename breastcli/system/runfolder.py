@@ -113,10 +113,17 @@ def remove_results(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _is_of_train(info: Path) -> bool:
+    try:
+        return read_json(info)["command"] == "train"
+    except (UserError, KeyError, TypeError):
+        return False  # a damaged one
+
+
 def _latest() -> Path:
     # Folders of pooled evaluations have no configuration, and those of generators are no classifiers.
     begun = (path for path in RUNS.rglob(INFO) if path.with_name(CONFIG).is_file())
-    trained = (path for path in begun if read_json(path).get("command") == "train")
+    trained = (path for path in begun if _is_of_train(path))
     written = sorted(trained, key=lambda path: path.stat().st_mtime)
     if not written:
         raise UserError(f"no run below {RUNS}/", fix="run breastcli train first, or give a run folder")

@@ -60,6 +60,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Return a context in which autocast is off."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 def seed_everything(*parts: int) -> None:
     """Seed Python, NumPy and torch from one or more numbers (such as seed and epoch)."""
     mixed = mix_seed(*parts)
