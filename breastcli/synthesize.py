@@ -280,10 +280,12 @@ def _show_progress(session: GanSession, out: Path, facts: dict[str, Any]) -> Non
 
 def _images_folder(config: SynthesizeConfig, facts: dict[str, Any]) -> Path:
     """Return the folder for the images: ``DATA-synthetic``, magnification, fold and smoke if any, or the named one."""
+    if config.out:
+        return Path(config.out)
     magnification, fold = parse_magnification(facts["mag"]), facts["fold"]
     suffix = f"-{magnification.lower()}" if magnification else ""
     suffix += ("" if fold is None else f"-fold{fold}") + ("-smoke" if facts["smoke"] else "")
-    return Path(config.out or f"{facts['data'].rstrip('/')}-synthetic{suffix}")
+    return Path(f"{facts['data'].rstrip('/')}-synthetic{suffix}")
 
 
 def _generate(config: SynthesizeConfig, run: Path, progress: Progress) -> tuple[Path, dict[str, int]]:
