@@ -342,6 +342,24 @@ class PredictConfig(JobConfig):
     batch_size: int = option(64, "Images per step.", at_least=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig(JobConfig):
+    """Options of ``breastcli benchmark``."""
+
+    what: str = option(
+        "all",
+        "models: size and speed of networks; input, stain, cams, gan-metrics, intervals: our code beside others'.",
+        choices=("all", "models", "input", "stain", "cams", "gan-metrics", "intervals"),
+        positional=True,
+    )
+    out: str | None = option("runs/benchmark", "Folder to write.", metavar="DIR")
+    archs: str = option("all", "models: networks as `train --arch` takes them, with commas.", metavar="all|A,B")
+    raw: str | None = option(None, "input, stain: raw data set to read (default: 128 drawn images).", metavar="DIR")
+    size: int | None = option(None, "Side of images in pixels (default: the network's own, or 224).", at_least=16)
+    batch_size: int = option(32, "models, input: images per step.", at_least=2)
+    rounds: int = option(5, "Rounds of each measurement after its warm-up.", at_least=1)
+
+
 JOBS: dict[str, type[JobConfig]] = {
     "prepare": PrepareConfig,
     "synthesize": SynthesizeConfig,
@@ -349,6 +367,7 @@ JOBS: dict[str, type[JobConfig]] = {
     "evaluate": EvaluateConfig,
     "explain": ExplainConfig,
     "predict": PredictConfig,
+    "benchmark": BenchmarkConfig,
 }
 
 

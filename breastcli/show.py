@@ -11,6 +11,7 @@ from breastcli.console import escape, interval, make_table
 from breastcli.records import Interval, Scores
 
 if TYPE_CHECKING:
+    from breastcli.benchmark import BenchmarkResult
     from breastcli.evaluate import EvaluateResult
     from breastcli.explain import ExplainResult
     from breastcli.predict import PredictResult
@@ -238,6 +239,60 @@ def show_predict(result: PredictResult) -> None:
     console.OUT.print(str(result.out))
 
 
+def show_benchmark(result: BenchmarkResult) -> None:
+    """Print size and speed of the networks, our code beside that of others, and what could not be measured."""
+    document = result.document
+    console.OUT.print(f"{document['device']}, {document['processor']}, {document['precision']}")
+    if document["networks"]:
+        _show_networks(document)
+    if document["pairs"]:
+        table = make_table(
+            f"ours / theirs, in turn: medians of {document['rounds']} rounds", ["", "ours", "theirs", "", "ratio"]
+        )
+        for one in document["pairs"]:
+            ratio = f"{_figure(one['ratio'])} [dim]({_figure(one['ratio_low'])}–{_figure(one['ratio_high'])})[/dim]"
+            table.add_row(
+                escape(one["title"]),
+                _figure(one["ours"]),
+                escape(one["missing"]) or _figure(one["theirs"]),
+                one["unit"],
+                "–" if one["ratio"] is None else ratio,
+            )
+        console.OUT.print(table)
+    if document["help"]:
+        console.OUT.print(f"- breastcli --help, whole process: {document['help']['median_s']:.2f} s")
+    for name, problem in document["problems"].items():
+        console.OUT.print(f"[bold red]{name} could not be measured: {escape(problem)}[/bold red]")
+    console.OUT.print(str(result.out))
+
+
+def _show_networks(document: dict[str, Any]) -> None:
+    heads = ["", "pixels", "parameters", "in a paper", "GFLOPs", "MB", "training", "inference", "p50, p95"]
+    title = f"networks: images/s in batches of {document['batch_size']}, percentiles of one image's ms"
+    table = make_table(title, [*heads, "memory MB"])
+    for one in document["networks"]:
+        whole = ["" if one[name] is None else f"{one[name]:,}" for name in ("size_px", "parameters", "printed")]
+        names = ("gflops", "checkpoint_mb", "training_images_per_s", "inference_images_per_s")
+        latency = f"{_figure(one['latency_p50_ms'])}, {_figure(one['latency_p95_ms'])}"
+        memory = _figure(one["training_memory_mb"])
+        table.add_row(escape(one["arch"]), *whole, *(_figure(one[name]) for name in names), latency, memory)
+    console.OUT.print(table)
+    for one in document["networks"]:
+        if one["remark"]:
+            console.OUT.print(f"[dim]- {escape(one['arch'])}: {escape(one['remark'])}[/dim]")
+        if one["problem"]:
+            console.OUT.print(f"[bold red]- {escape(one['arch'])}: {escape(one['problem'])}[/bold red]")
+    for convention in document["conventions"]:
+        console.OUT.print(f"[dim]- {escape(convention)}[/dim]")
+
+
+def _figure(value: float | None) -> str:
+    """Return a figure of a benchmark with three digits or all before its point."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
+
+
 def _show_subsets(title: str, subsets: dict[str, Scores], metrics: tuple[str, ...]) -> None:
     from breastcli.metrics.classification import METRICS
 
@@ -262,4 +317,5 @@ SHOW = {
     "evaluate": show_evaluate,
     "explain": show_explain,
     "predict": show_predict,
+    "benchmark": show_benchmark,
 }

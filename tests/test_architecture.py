@@ -17,7 +17,7 @@ LAYERS = {
     **dict.fromkeys(("config", "configfile", "parsing", "records", "registry", "files", "progress", "__init__"), 0),
     **dict.fromkeys(("data", "models", "losses"), 1),
     **dict.fromkeys(("system", "metrics", "cams", "gan"), 2),
-    "reporting": 3,
+    **dict.fromkeys(("reporting", "benchmarks"), 3),
     **dict.fromkeys(("prepare", "synthesize", "train", "evaluate", "explain", "benchmark", "predict"), 4),
     **dict.fromkeys(COMMAND_LINE, 5),
 }
