@@ -20,7 +20,8 @@ from breastcli.benchmarks.models import CONVENTIONS, NetworkFigures, describe_ne
 from breastcli.benchmarks.samples import raw_folder
 from breastcli.benchmarks.startup import time_help
 from breastcli.benchmarks.timing import Pair
-from breastcli.config import BenchmarkConfig, UsageError, UserError, first_line
+from breastcli.config import BenchmarkConfig
+from breastcli.errors import UsageError, UserError, first_line
 from breastcli.files import claim_folder, write_csv, write_json
 from breastcli.progress import SILENT, Progress
 from breastcli.system.runfolder import git_state, versions

@@ -1,4 +1,4 @@
-"""One frozen dataclass per job: a field is a YAML key, a flag and its help text. Also the errors a user can cause."""
+"""One frozen dataclass per job: a field is a YAML key, a flag and its help text."""
 
 from __future__ import annotations
 
@@ -9,40 +9,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from breastcli.errors import UsageError
+
 MAGNIFICATIONS = ("40X", "100X", "200X", "400X")
 SPLITS = ("train", "val", "test")
-
-
-class UserError(Exception):
-    """Something a user can put right: what is wrong and where, and what to do about it.
-
-    Attributes:
-        exit_code: what the command line exits with.
-    """
-
-    exit_code = 1
-
-    def __init__(self, problem: str, fix: str = "") -> None:
-        super().__init__(f"{problem}: {fix}" if fix else problem)
-        self.problem = problem
-        self.fix = fix
-
-
-class UsageError(UserError):
-    """A flag, a configuration key or a value that the command cannot accept."""
-
-    exit_code = 2
-
-
-class LeakError(UserError):
-    """An audit found that the requested split leaks."""
-
-    exit_code = 3
-
-
-def first_line(error: Exception, limit: int | None = None) -> str:
-    """Return the first line of what an error says, cut to ``limit`` characters; its type where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:limit]
 
 
 def option(

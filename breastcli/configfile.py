@@ -8,7 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from breastcli.config import JOBS, JobConfig, UsageError, field_types
+from breastcli.config import JOBS, JobConfig, field_types
+from breastcli.errors import UsageError
 
 Config = TypeVar("Config", bound=JobConfig)
 

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from breastcli.config import EvaluateConfig, UsageError, UserError
+from breastcli.config import EvaluateConfig
 from breastcli.data.loading import load_batches, make_batches
 from breastcli.data.store import PreparedData
+from breastcli.errors import UsageError, UserError
 from breastcli.files import claim_folder, replacing, write_json
 from breastcli.metrics.classification import (
     PatientScores,

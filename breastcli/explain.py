@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from breastcli.cams import CAMS, CamOptions
-from breastcli.config import ExplainConfig, UsageError, UserError
+from breastcli.config import ExplainConfig
 from breastcli.data.masks import MaskSet
+from breastcli.errors import UsageError, UserError
 from breastcli.files import claim_folder, replacing, write_csv, write_json
 from breastcli.metrics import localisation as local
 from breastcli.models.splitting import split_at

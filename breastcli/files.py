@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from breastcli.config import UserError
+from breastcli.errors import UserError
 
 
 @contextlib.contextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from breastcli.config import MAGNIFICATIONS, UsageError
+from breastcli.config import MAGNIFICATIONS
+from breastcli.errors import UsageError
 
 
 def parse_magnification(text: str) -> str | None:

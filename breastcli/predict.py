@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from breastcli.config import PredictConfig, UsageError, UserError
+from breastcli.config import PredictConfig
 from breastcli.data.datasets import DATASETS, Rejection
 from breastcli.data.reading import FileReader, find_files
+from breastcli.errors import UsageError, UserError
 from breastcli.files import replacing
 from breastcli.metrics.classification import choose_threshold
 from breastcli.progress import SILENT, Progress

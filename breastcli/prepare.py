@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from breastcli import __version__
-from breastcli.config import SPLITS, LeakError, PrepareConfig, UsageError, UserError
+from breastcli.config import SPLITS, PrepareConfig
 from breastcli.data.audit import Audit, PreparedRecord, audit
 from breastcli.data.datasets import DataSet, Rejection, find_dataset
 from breastcli.data.images import RejectedImageError, read_rgb
@@ -34,6 +34,7 @@ from breastcli.data.store import (
     write_header,
     write_manifest,
 )
+from breastcli.errors import LeakError, UsageError, UserError
 from breastcli.files import claim_folder, read_csv, write_csv, write_json
 from breastcli.parsing import parse_classes, parse_magnification, parse_ratio
 from breastcli.progress import SILENT, Progress

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from breastcli.config import UserError
+from breastcli.errors import UserError
 
 PROBABILITY_PREFIX = "prob_"
 DRAWN = "drawn by a program, not real tissue"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Generic, TypeVar
 
-from breastcli.config import UsageError
+from breastcli.errors import UsageError
 
 T = TypeVar("T")
 

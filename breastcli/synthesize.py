@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from breastcli.config import SynthesizeConfig, UsageError, UserError
+from breastcli.config import SynthesizeConfig
 from breastcli.data.store import MANIFEST, PreparedData
+from breastcli.errors import UsageError, UserError
 from breastcli.files import claim_folder, read_json, write_csv, write_json
 from breastcli.gan.assessment import assess_images
 from breastcli.gan.checkpoint import TrainedGenerator, load_generator, save_generator

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from breastcli.config import TrainConfig, UserError
+from breastcli.config import TrainConfig
 from breastcli.configfile import read_section, resolve
 from breastcli.data.store import PreparedData
+from breastcli.errors import UserError
 from breastcli.files import claim_folder, write_csv
 from breastcli.models import num_parameters
 from breastcli.models.freezing import unfreeze

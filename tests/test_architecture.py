@@ -14,7 +14,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 COMMAND_LINE = {"cli", "console", "show", "__main__"}
 # Imports point down: a module may import its own layer's package and lower layers only.
 LAYERS = {
-    **dict.fromkeys(("config", "configfile", "parsing", "records", "registry", "files", "progress", "__init__"), 0),
+    **dict.fromkeys(
+        ("config", "configfile", "errors", "parsing", "records", "registry", "files", "progress", "__init__"), 0
+    ),
     **dict.fromkeys(("data", "models", "losses"), 1),
     **dict.fromkeys(("system", "metrics", "cams", "gan"), 2),
     **dict.fromkeys(("reporting", "benchmarks"), 3),

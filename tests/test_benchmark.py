@@ -28,7 +28,8 @@ from breastcli.benchmarks.models import (
     time_network,
 )
 from breastcli.benchmarks.timing import CPU, Pair, Timing, compare, find_rival, measure
-from breastcli.config import BenchmarkConfig, UsageError, UserError
+from breastcli.config import BenchmarkConfig
+from breastcli.errors import UsageError, UserError
 from breastcli.models import ARCHITECTURES, ModelOptions, build_model, num_parameters
 
 

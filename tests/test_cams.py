@@ -18,8 +18,8 @@ from breastcli.cams.grad_cam import grad_cam
 from breastcli.cams.grad_cam_pp import grad_cam_pp
 from breastcli.cams.layer_cam import layer_cam
 from breastcli.cams.score_cam import score_cam
-from breastcli.config import UsageError, UserError
 from breastcli.data.loading import to_network
+from breastcli.errors import UsageError, UserError
 from breastcli.models import Classifier, ModelOptions, build_model
 from breastcli.models.splitting import split_at
 

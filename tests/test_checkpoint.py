@@ -8,7 +8,7 @@ import torch
 import torchvision
 from safetensors.torch import load_file, save_file
 
-from breastcli.config import UserError
+from breastcli.errors import UserError
 from breastcli.models import ModelOptions, build_model
 from breastcli.system.checkpoint import (
     load_checkpoint,

@@ -5,7 +5,7 @@ import pytest
 from imblearn.metrics import geometric_mean_score, make_index_balanced_accuracy, specificity_score
 from sklearn import metrics
 
-from breastcli.config import UsageError, UserError
+from breastcli.errors import UsageError, UserError
 from breastcli.metrics.calibration import brier, expected_calibration_error
 from breastcli.metrics.classification import METRICS, choose_threshold, score_images, score_patients, score_subsets
 from breastcli.metrics.intervals import group_weights, wilson

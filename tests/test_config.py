@@ -5,14 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from breastcli.config import (
-    JOBS,
-    EvaluateConfig,
-    PrepareConfig,
-    TrainConfig,
-    UsageError,
-)
+from breastcli.config import JOBS, EvaluateConfig, PrepareConfig, TrainConfig
 from breastcli.configfile import read_section, resolve, to_yaml
+from breastcli.errors import UsageError
 from breastcli.parsing import parse_classes, parse_magnification, parse_ratio
 
 SAMPLE_CONFIGS = sorted((Path(__file__).parents[1] / "sample_configs").glob("*.yaml"))

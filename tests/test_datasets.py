@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from breastcli.config import UsageError, UserError
 from breastcli.data.datasets import DATASETS, breakhis, find_dataset
 from breastcli.data.datasets.breakhis import SUBTYPES, describe
+from breastcli.errors import UsageError, UserError
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from breastcli.config import PrepareConfig, UsageError, UserError
+from breastcli.config import PrepareConfig
 from breastcli.data.datasets import DATASETS, bach, find_dataset, lc25000, mini_ddsm, sars_cov2_ct
 from breastcli.data.store import PreparedData
+from breastcli.errors import UsageError, UserError
 from breastcli.prepare import prepare
 from breastcli.records import Predictions
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from breastcli.config import UsageError
+from breastcli.errors import UsageError
 from breastcli.gan.diffaugment import color, cutout, diffaugment, parse_diffaugment, translation
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from breastcli.config import PrepareConfig, TrainConfig, UsageError
+from breastcli.config import PrepareConfig, TrainConfig
 from breastcli.data.augment import POLICIES
 from breastcli.data.store import PreparedData
+from breastcli.errors import UsageError
 from breastcli.models import ModelOptions, build_model
 from breastcli.prepare import prepare
 from breastcli.system import embeddings

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from breastcli.config import EvaluateConfig, PrepareConfig, TrainConfig, UsageError, UserError
+from breastcli.config import EvaluateConfig, PrepareConfig, TrainConfig
 from breastcli.data.store import PreparedData
+from breastcli.errors import UsageError, UserError
 from breastcli.evaluate import evaluate
 from breastcli.prepare import prepare
 from breastcli.records import Predictions

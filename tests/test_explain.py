@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from breastcli.cams import CAMS
-from breastcli.config import ExplainConfig, PrepareConfig, TrainConfig, UsageError, UserError
+from breastcli.config import ExplainConfig, PrepareConfig, TrainConfig
 from breastcli.data.store import PreparedData
+from breastcli.errors import UsageError, UserError
 from breastcli.explain import explain
 from breastcli.files import read_csv
 from breastcli.prepare import prepare

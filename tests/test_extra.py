@@ -15,12 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from breastcli.config import EvaluateConfig, ExplainConfig, LeakError, PrepareConfig, TrainConfig, UsageError, UserError
+from breastcli.config import EvaluateConfig, ExplainConfig, PrepareConfig, TrainConfig
 from breastcli.data.audit import PreparedRecord
 from breastcli.data.augment import POLICIES
 from breastcli.data.joined import JoinedData
 from breastcli.data.loading import load_batches
 from breastcli.data.store import CARD, IMAGES, PreparedData, fingerprints, write_header, write_manifest
+from breastcli.errors import LeakError, UsageError, UserError
 from breastcli.evaluate import evaluate
 from breastcli.explain import explain
 from breastcli.files import write_json

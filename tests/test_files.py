@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from breastcli.config import UsageError, UserError
+from breastcli.errors import UsageError, UserError
 from breastcli.files import claim_folder, read_csv, read_json, replacing, write_json, write_text
 from breastcli.registry import Registry
 

@@ -13,7 +13,7 @@ from timm.layers import SwiGLUPacked
 from torch import Tensor, nn
 from torch.nn import functional
 
-from breastcli.config import UsageError, UserError
+from breastcli.errors import UsageError, UserError
 from breastcli.models import (
     IMAGENET_SCALING,
     SYMMETRIC_SCALING,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from breastcli.config import UserError
+from breastcli.errors import UserError
 from breastcli.models import Classifier, ModelOptions, build_model, num_parameters
 from breastcli.models.freezing import freeze, set_training_mode, unfreeze
 

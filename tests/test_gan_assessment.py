@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from breastcli.config import LeakError, UserError
 from breastcli.data.augment import dihedral
 from breastcli.data.loading import to_network
+from breastcli.errors import LeakError, UserError
 from breastcli.gan.assessment import Assessment, ImageSet, assess_images
 from breastcli.gan.features import INCEPTION_FILE, FeatureNetwork, load_features
 from breastcli.gan.training import resize

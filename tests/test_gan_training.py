@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from breastcli.config import SynthesizeConfig, UserError
+from breastcli.config import SynthesizeConfig
 from breastcli.data.loading import to_network
 from breastcli.data.store import PreparedData
+from breastcli.errors import UserError
 from breastcli.gan import training
 from breastcli.gan.conditions import Condition, choose_numbers, find_conditions
 from breastcli.gan.start import start_fit

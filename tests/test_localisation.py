@@ -11,7 +11,7 @@ from PIL import Image
 from skimage.filters import threshold_otsu
 from sklearn.metrics import average_precision_score, f1_score, jaccard_score, precision_score, recall_score
 
-from breastcli.config import UsageError, UserError
+from breastcli.errors import UsageError, UserError
 from breastcli.metrics.localisation import (
     METRICS,
     POOLED,

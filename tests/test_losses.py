@@ -11,7 +11,7 @@ from pytorch_metric_learning import losses as oracle
 from torch import Tensor
 from torch.nn import functional
 
-from breastcli.config import UsageError
+from breastcli.errors import UsageError
 from breastcli.losses import LOSSES, Loss, angular_margin, class_weights_of, log_prior_of, make_loss, margin_and_scale
 from breastcli.models.heads import AngularLayer
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from breastcli.config import UserError
 from breastcli.data.images import decode
 from breastcli.data.masks import MaskProblem, find_masks, load_masks, read_mask
+from breastcli.errors import UserError
 
 SIZE = (20, 16)  # width, height
 

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
-from breastcli.config import UsageError, UserError
+from breastcli.errors import UsageError, UserError
 from breastcli.models import (
     ARCHITECTURES,
     Classifier,

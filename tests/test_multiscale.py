@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from breastcli.config import UsageError, UserError
+from breastcli.errors import UsageError, UserError
 from breastcli.models import ARCHITECTURES, ModelOptions, build_model, multiscale, num_parameters
 from breastcli.models.freezing import freeze, set_training_mode
 from breastcli.models.heads import AngularLayer

@@ -13,7 +13,7 @@ from timm.models.nasnet import NASNetALarge
 from torch import Tensor, nn
 from torch.nn import functional
 
-from breastcli.config import UserError
+from breastcli.errors import UserError
 from breastcli.models import ModelOptions, build_model, num_parameters
 from breastcli.models.nasnetmobile import (
     NORMAL_CELL,

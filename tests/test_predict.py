@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from breastcli.config import EvaluateConfig, PredictConfig, PrepareConfig, TrainConfig, UsageError, UserError
+from breastcli.config import EvaluateConfig, PredictConfig, PrepareConfig, TrainConfig
 from breastcli.data.store import PreparedData
+from breastcli.errors import UsageError, UserError
 from breastcli.evaluate import evaluate
 from breastcli.predict import predict
 from breastcli.prepare import prepare

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from breastcli.config import LeakError, PrepareConfig, UserError
+from breastcli.config import PrepareConfig
 from breastcli.data.store import PreparedData
+from breastcli.errors import LeakError, UserError
 from breastcli.prepare import prepare
 
 OUTPUTS = {"images.npy", "manifest.csv", "dataset.json", "audit.json", "rejected.csv", "contact_sheet.png"}

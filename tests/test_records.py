@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from breastcli.config import UserError
+from breastcli.errors import UserError
 from breastcli.records import Predictions
 
 

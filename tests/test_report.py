@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from breastcli.config import UserError
+from breastcli.errors import UserError
 from breastcli.metrics.classification import METRICS
 from breastcli.reporting.report import write_report
 

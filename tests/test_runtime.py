@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from breastcli.config import UsageError, UserError
+from breastcli.errors import UsageError, UserError
 from breastcli.system.runtime import mix_seed, resolve_device, resolve_precision, seed_everything
 
 CPU = torch.device("cpu")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold
 
-from breastcli.config import UserError
 from breastcli.data.splits import fold_records, known_level, largest_remainder, split_records
+from breastcli.errors import UserError
 from breastcli.records import ImageRecord
 
 # The paper's Table 6: data set size, then training, validation and test images.

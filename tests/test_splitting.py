@@ -7,7 +7,7 @@ import torch
 import torchvision
 
 from breastcli.cams import CamOptions, maps_and_gradient, saliency_maps
-from breastcli.config import UserError
+from breastcli.errors import UserError
 from breastcli.models import Classifier, ModelOptions, build_model, find_builder
 from breastcli.models.backbones import TorchvisionClassifier
 from breastcli.models.splitting import layers_of, split_at

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from breastcli.config import UserError
 from breastcli.data.stain import PUBLISHED_MACENKO, StainReference, fit_reference, normalise_stain
+from breastcli.errors import UserError
 
 STRONG = ((0.65, 0.70, 0.29), (0.27, 0.88, 0.39))  # haematoxylin, eosin; not of unit length
 PURPLE = ((0.56, 0.72, 0.41), (0.22, 0.80, 0.56))

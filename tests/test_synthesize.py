@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from breastcli.config import PrepareConfig, SynthesizeConfig, TrainConfig, UsageError, UserError
+from breastcli.config import PrepareConfig, SynthesizeConfig, TrainConfig
 from breastcli.data.store import PreparedData
+from breastcli.errors import UsageError, UserError
 from breastcli.files import read_csv, read_json, write_json
 from breastcli.gan import training
 from breastcli.gan.checkpoint import load_generator

@@ -15,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from breastcli.config import TrainConfig, UserError
+from breastcli.config import TrainConfig
 from breastcli.configfile import to_yaml
 from breastcli.data.store import PreparedData
+from breastcli.errors import UserError
 from breastcli.losses import Loss
 from breastcli.models import ModelOptions, build_model
 from breastcli.system import feeding, training

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from breastcli.config import LeakError, PrepareConfig, TrainConfig, UsageError, UserError
+from breastcli.config import PrepareConfig, TrainConfig
+from breastcli.errors import LeakError, UsageError, UserError
 from breastcli.models import ModelOptions, build_model
 from breastcli.prepare import prepare
 from breastcli.system.session import start_session

@@ -15,12 +15,12 @@ from torchvision.transforms import v2
 from breastcli.benchmarks import COMPARISONS, SIZE_PX, Comparison, Setting
 from breastcli.benchmarks.samples import choose_records
 from breastcli.benchmarks.timing import Pair, compare
-from breastcli.config import UserError
 from breastcli.data.audit import PreparedRecord
 from breastcli.data.augment import POLICIES
 from breastcli.data.journal import decode_into
 from breastcli.data.loading import load_batches, make_batches
 from breastcli.data.store import PARTIAL, PreparedData
+from breastcli.errors import UserError
 from breastcli.progress import SILENT
 
 MAX_IMAGES = 256

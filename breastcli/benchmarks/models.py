@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from breastcli.benchmarks import SIZE_PX, Setting
 from breastcli.benchmarks.timing import measure, speeds
-from breastcli.config import TrainConfig, UsageError, UserError, first_line
+from breastcli.config import TrainConfig
+from breastcli.errors import UsageError, UserError, first_line
 from breastcli.models import ARCHITECTURES, Classifier, ModelOptions, build_model, num_parameters
 from breastcli.models.freezing import set_training_mode
 from breastcli.system.runtime import autocast, seed_everything

@@ -12,9 +12,9 @@ from torch import Tensor
 from breastcli.benchmarks import COMPARISONS, Comparison, Setting
 from breastcli.benchmarks.samples import HEIGHT_PX, WIDTH_PX, choose_records
 from breastcli.benchmarks.timing import Pair, Run, compare, find_rival
-from breastcli.config import UserError
 from breastcli.data.images import RejectedImageError, read_rgb
 from breastcli.data.stain import fit_reference, normalise_stain
+from breastcli.errors import UserError
 
 NUM_IMAGES = 16
 STATISTICS = {"20,000 pixels": 20_000, "every pixel": None}  # what ours measures the stain on; torchstain on all

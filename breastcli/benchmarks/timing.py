@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from breastcli.config import first_line
+from breastcli.errors import first_line
 
 Run = Callable[[], object]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from breastcli.config import UserError
 from breastcli.data.loading import to_network
+from breastcli.errors import UserError
 from breastcli.models import Classifier
 from breastcli.registry import Registry
 from breastcli.system.runtime import autocast

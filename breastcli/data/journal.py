@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from breastcli.config import UserError
 from breastcli.data.images import decode_in_order
 from breastcli.data.store import IMAGES, npy_header, remove_partial, row_bytes, write_header
+from breastcli.errors import UserError
 from breastcli.files import read_csv, read_json, write_csv, write_json
 from breastcli.progress import Progress
 from breastcli.records import ImageRecord

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from breastcli.config import UserError, first_line
 from breastcli.data.datasets import IMAGE_SUFFIXES, image_files
 from breastcli.data.images import MAX_PIXELS, SIXTEEN_BIT_MODES
+from breastcli.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from breastcli.config import UserError
 from breastcli.data.datasets import Rejection, image_files
 from breastcli.data.images import Decoded, decode_in_order
 from breastcli.data.stain import StainReference, normalise_stain
+from breastcli.errors import UserError
 
 logger = logging.getLogger(__name__)
 

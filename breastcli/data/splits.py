@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from breastcli.config import SPLITS, UserError
+from breastcli.config import SPLITS
+from breastcli.errors import UserError
 from breastcli.records import ImageRecord
 
 RESTART_BUDGET = 20_000  # group placements tried in all; about half a second

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from breastcli.config import UserError
+from breastcli.errors import UserError
 
 TRANSMITTED = 240.0  # grey level of light that met no tissue (Io)
 DENSITY_FLOOR = 0.15  # optical density that tissue reaches in every channel (beta)

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from breastcli.config import UserError
 from breastcli.data.audit import PreparedRecord
+from breastcli.errors import UserError
 from breastcli.files import read_csv, read_json, write_csv
 from breastcli.records import ImageRecord
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from breastcli.config import UserError
+from breastcli.errors import UserError
 from breastcli.gan.features import FeatureNetwork
 from breastcli.gan.fidelity import (
     coverage_figures,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from breastcli.config import UserError, first_line
+from breastcli.errors import UserError, first_line
 from breastcli.files import replacing, write_json
 from breastcli.gan.conditions import Condition
 from breastcli.gan.networks import GanOptions, Generator

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from breastcli.config import UsageError, UserError
 from breastcli.data.store import PreparedData
+from breastcli.errors import UsageError, UserError
 from breastcli.records import ImageRecord
 
 

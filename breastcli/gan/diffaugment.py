@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from breastcli.config import UsageError
+from breastcli.errors import UsageError
 
 SHIFT = 1 / 8  # of the side, the largest translation
 HOLE = 1 / 2  # of the side, the side of the cut-out square

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from breastcli.config import LeakError, UserError, first_line
 from breastcli.data.augment import dihedral
 from breastcli.data.loading import to_network
+from breastcli.errors import LeakError, UserError, first_line
 from breastcli.gan.training import resize
 from breastcli.system.checkpoint import load_checkpoint
 from breastcli.system.runfolder import Run, find_run

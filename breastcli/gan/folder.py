@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from breastcli.config import UserError
 from breastcli.data.audit import PreparedRecord
 from breastcli.data.store import (
     CARD,
@@ -23,6 +22,7 @@ from breastcli.data.store import (
     write_header,
     write_manifest,
 )
+from breastcli.errors import UserError
 from breastcli.files import claim_folder, read_json, replacing, write_json
 from breastcli.gan.checkpoint import TrainedGenerator
 from breastcli.gan.runs import ASSESSED

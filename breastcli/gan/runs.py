@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from breastcli.config import SynthesizeConfig, UsageError, UserError, flag_of
+from breastcli.config import SynthesizeConfig, flag_of
 from breastcli.configfile import read_section, resolve
+from breastcli.errors import UsageError, UserError
 from breastcli.files import claim_folder, read_json
 from breastcli.parsing import parse_magnification
 from breastcli.system.runfolder import CONFIG, HISTORY, INFO, LOG, RESUME, RUNS

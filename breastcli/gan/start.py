@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from breastcli.config import SynthesizeConfig, UsageError, UserError
+from breastcli.config import SynthesizeConfig
 from breastcli.data.store import PreparedData
+from breastcli.errors import UsageError, UserError
 from breastcli.gan.conditions import Condition, find_conditions, is_kept
 from breastcli.gan.diffaugment import parse_diffaugment
 from breastcli.gan.networks import SIZES_PX, Critic, GanOptions, Generator

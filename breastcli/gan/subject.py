@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from breastcli.config import SynthesizeConfig, UserError
+from breastcli.config import SynthesizeConfig
 from breastcli.data.store import PreparedData
+from breastcli.errors import UserError
 from breastcli.gan.assessment import Assessment, ImageSet
 from breastcli.gan.checkpoint import load_generator
 from breastcli.gan.conditions import choose_numbers, is_kept

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from breastcli.config import SynthesizeConfig, UserError
+from breastcli.config import SynthesizeConfig
 from breastcli.data.augment import draw_elements, place
 from breastcli.data.loading import to_network
 from breastcli.data.store import PreparedData
+from breastcli.errors import UserError
 from breastcli.gan.conditions import Condition
 from breastcli.gan.diffaugment import diffaugment
 from breastcli.gan.networks import Critic, GanOptions, Generator

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from breastcli.config import UsageError
+from breastcli.errors import UsageError
 from breastcli.registry import Registry
 
 # A criterion takes (B, K) logits and (B,) labels to a scalar; it is built from (K,) class weights, or None.

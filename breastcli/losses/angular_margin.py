@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from breastcli.config import UsageError
+from breastcli.errors import UsageError
 from breastcli.losses import LOSSES, LossKind, Margin
 from breastcli.losses.cross_entropy import cross_entropy
 from breastcli.models.heads import COSINE_LIMIT

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from breastcli.config import UsageError, UserError
+from breastcli.errors import UsageError, UserError
 from breastcli.metrics.calibration import NUM_BINS, brier_losses, top_label
 from breastcli.metrics.figures import IBA_ALPHA, class_figures, count_figures, mean_over, ranking_areas
 from breastcli.metrics.intervals import percentile_interval, resampled_weights, wilson

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from skimage.filters import threshold_otsu
 
-from breastcli.config import UsageError, UserError
+from breastcli.errors import UsageError, UserError
 from breastcli.metrics.classification import Metric
 from breastcli.metrics.intervals import percentile_interval, resampled_weights
 from breastcli.records import Interval

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from breastcli.config import UserError, first_line
+from breastcli.errors import UserError, first_line
 from breastcli.registry import Registry
 
 IMAGENET_SCALING = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -16,7 +16,7 @@ import torchvision
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from breastcli.config import UsageError, UserError, first_line
+from breastcli.errors import UsageError, UserError, first_line
 from breastcli.models import ARCHITECTURES, SYMMETRIC_SCALING, Architecture, Classifier, ModelOptions
 from breastcli.models.heads import make_head
 from breastcli.models.published import download

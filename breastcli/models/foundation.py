@@ -18,7 +18,7 @@ from huggingface_hub.utils import (
 from timm.layers import SwiGLUPacked, get_act_layer
 from timm.models import load_model_config_from_hf, load_state_dict_from_hf
 
-from breastcli.config import UsageError, UserError, first_line
+from breastcli.errors import UsageError, UserError, first_line
 from breastcli.models import IMAGENET_SCALING, Classifier, ModelOptions
 from breastcli.models.backbones import from_timm
 

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 from torch import nn
 
-from breastcli.config import UserError
+from breastcli.errors import UserError
 from breastcli.models import Classifier, num_parameters
 
 

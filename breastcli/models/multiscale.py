@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from breastcli.config import UsageError
+from breastcli.errors import UsageError
 from breastcli.models import ARCHITECTURES, Architecture, Classifier, ModelOptions
 from breastcli.models.backbones import torchvision_trunk
 from breastcli.models.heads import last_layer, make_head

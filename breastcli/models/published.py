@@ -7,7 +7,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor
 
-from breastcli.config import UserError, first_line
+from breastcli.errors import UserError, first_line
 
 
 def download(url: str, *, check_hash: bool = True) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.ops import Permute
 
-from breastcli.config import UserError
+from breastcli.errors import UserError
 from breastcli.models import Classifier
 from breastcli.models.backbones import TorchvisionClassifier
 from breastcli.models.dalaresnet50 import DalaResNet50

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
-from breastcli.config import UserError
+from breastcli.errors import UserError
 from breastcli.files import read_csv, read_json
 from breastcli.reporting.parts import (
     NOTHING,

@@ -11,7 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from breastcli.config import JOBS, SPLITS, UserError
+from breastcli.config import JOBS, SPLITS
+from breastcli.errors import UserError
 from breastcli.files import read_csv, read_json, write_text
 from breastcli.metrics.classification import METRICS
 from breastcli.records import stamp_of

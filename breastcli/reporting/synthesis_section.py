@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from breastcli.config import UserError
+from breastcli.errors import UserError
 from breastcli.files import read_csv, read_json
 from breastcli.reporting.explanation_section import REPORTED
 from breastcli.reporting.parts import (

@@ -11,7 +11,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from breastcli.config import UserError
+from breastcli.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from breastcli.cams import CAMS, CamOptions, saliency_maps
-from breastcli.config import UserError
 from breastcli.data.masks import MaskSet
+from breastcli.errors import UserError
 from breastcli.metrics import faithfulness as faith
 from breastcli.metrics import localisation as local
 from breastcli.models import Classifier

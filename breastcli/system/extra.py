@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from breastcli.config import LeakError, TrainConfig, UsageError, UserError
+from breastcli.config import TrainConfig
 from breastcli.data.joined import JoinedData
 from breastcli.data.store import MANIFEST, PreparedData
+from breastcli.errors import LeakError, UsageError, UserError
 from breastcli.parsing import parse_magnification
 
 logger = logging.getLogger(__name__)

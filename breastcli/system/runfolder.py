@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 from breastcli import __version__
-from breastcli.config import JobConfig, TrainConfig, UserError
+from breastcli.config import JobConfig, TrainConfig
 from breastcli.configfile import read_section, resolve, to_yaml
 from breastcli.data.store import PreparedData
+from breastcli.errors import UserError
 from breastcli.files import read_json, write_csv, write_json, write_text
 from breastcli.system.runtime import describe_device
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from breastcli.config import TrainConfig, UsageError, UserError
+from breastcli.config import TrainConfig
 from breastcli.data.augment import POLICIES
 from breastcli.data.store import PreparedData
+from breastcli.errors import UsageError, UserError
 from breastcli.losses import LOSSES, class_weights_of, log_prior_of, make_loss, margin_and_scale
 from breastcli.models import Classifier, ModelOptions, build_model, num_parameters
 from breastcli.models.backbones import LIBRARIES

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from breastcli.config import ExplainConfig, UsageError, UserError
+from breastcli.config import ExplainConfig
 from breastcli.data.datasets import DATASETS, Rejection
 from breastcli.data.masks import MASK_ENDING, MaskSet, load_masks
 from breastcli.data.reading import FileReader, find_files
 from breastcli.data.store import PreparedData
+from breastcli.errors import UsageError, UserError
 from breastcli.parsing import parse_magnification
 from breastcli.system.runfolder import Run
 

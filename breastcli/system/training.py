@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from breastcli.config import TrainConfig, UsageError, UserError
+from breastcli.config import TrainConfig
 from breastcli.data.augment import POLICIES
 from breastcli.data.loading import make_batches
 from breastcli.data.store import PreparedData
+from breastcli.errors import UsageError, UserError
 from breastcli.losses import Loss
 from breastcli.metrics.figures import ranking_areas
 from breastcli.models import Classifier, ModelOptions

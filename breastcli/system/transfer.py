@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from breastcli.config import LeakError, TrainConfig, UsageError
+from breastcli.config import TrainConfig
+from breastcli.errors import LeakError, UsageError
 from breastcli.models import Classifier
 from breastcli.system.checkpoint import load_initial_weights, read_facts
 from breastcli.system.runfolder import find_run

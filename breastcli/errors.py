@@ -1,0 +1,35 @@
+"""The errors a user can cause: one line each, with an exit code."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something a user can put right: what is wrong and where, and what to do about it.
+
+    Attributes:
+        exit_code: what the command line exits with.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problem: str, fix: str = "") -> None:
+        super().__init__(f"{problem}: {fix}" if fix else problem)
+        self.problem = problem
+        self.fix = fix
+
+
+class UsageError(UserError):
+    """A flag, a configuration key or a value that the command cannot accept."""
+
+    exit_code = 2
+
+
+class LeakError(UserError):
+    """An audit found that the requested split leaks."""
+
+    exit_code = 3
+
+
+def first_line(error: Exception, limit: int | None = None) -> str:
+    """Return the first line of what an error says, cut to ``limit`` characters; its type where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:limit]
