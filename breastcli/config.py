@@ -119,19 +119,25 @@ class SynthesizeConfig(JobConfig):
     batch_size: int = option(32, "fit: images per step; generate, assess: at once.", at_least=2)
     lr: float = option(0.0025, "fit: learning rate of generator and critic.", at_least=0.0)
     objective: str = option(
-        "wgan-gp", "fit: losses (paper: Wasserstein critic, hinge generator).", choices=("wgan-gp", "hinge", "paper")
+        "hinge", "fit: losses (paper: Wasserstein critic, hinge generator).", choices=("hinge", "wgan-gp", "paper")
     )
-    gp_weight: float = option(10.0, "fit: weight of the two-sided gradient penalty.", at_least=0.0)
-    gamma: float = option(1.0, "fit: weight of the R1 penalty, taken every 16 steps.", at_least=0.0)
+    gp_weight: float | None = option(
+        None, "fit: weight of the two-sided gradient penalty (default: 10, of hinge 0).", at_least=0.0
+    )
+    gamma: float | None = option(
+        None, "fit: weight of the R1 penalty, taken every 16 steps (default: 0, of hinge 1).", at_least=0.0
+    )
     feature_weight: float = option(0.0, "fit: weight of feature matching in the generator's loss.", at_least=0.0)
     diffaugment: str = option(
-        "color,translation,cutout",
+        "translation,cutout",
         "fit: differentiable augmentation of what the critic sees.",
         metavar="none|color,translation,cutout",
     )
     turn: bool = option(True, "fit: show real images in all eight flips and turns.")
     ema: float = option(10.0, "fit: half-life of the averaged generator in thousands of images.", at_least=0.0)
-    n_critic: int = option(1, "fit: steps of the critic for one of the generator.", at_least=1)
+    n_critic: int | None = option(
+        None, "fit: steps of the critic for one of the generator (default: 5, of hinge 2).", at_least=1
+    )
     snapshot: float | None = option(
         None, "fit: thousands of images between snapshots (default: 20 in all).", at_least=0.001, metavar="KIMG"
     )

@@ -37,7 +37,7 @@ from breastcli.gan.runs import (
     remove_gan_results,
     sample_files,
 )
-from breastcli.gan.start import check_fit, start_fit
+from breastcli.gan.start import check_fit, start_fit, with_defaults
 from breastcli.gan.subject import describe, draw_subject, open_folder, open_source, real_set
 from breastcli.gan.training import (
     COLLAPSE_LIMIT,
@@ -158,6 +158,7 @@ def _fit(
 ) -> list[dict[str, float]]:
     """Train and keep what ``--resume``, generating and looking need; return the history."""
     check_fit(config, processes)
+    config = with_defaults(config)
     data = PreparedData.open(Path(config.data or DATA))
     if data.card.get("synthetic"):
         raise UserError(f"{data.folder} holds synthetic images", fix="give the folder that they were made from")
@@ -225,7 +226,8 @@ def _learn(session: GanSession, out: Path, facts: dict[str, Any], progress: Prog
         if time.monotonic() - shown > SECONDS_BETWEEN_FIGURES:
             shown, figures = time.monotonic(), {"kimg": session.images_seen / 1000}
         progress.advance("fitting", config.batch_size, **figures)
-        if session.steps % every == 0 or session.steps == total:
+        left = total - session.steps
+        if left == 0 or (session.steps % every == 0 and left > every // 2):  # none just before the last
             seconds = time.monotonic() - began
             speed = (session.images_seen - before) / seconds
             session.timing.append((session.images_seen / 1000, round(seconds, 1), round(speed, 2)))

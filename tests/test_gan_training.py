@@ -27,7 +27,17 @@ from breastcli.gan.training import (
 )
 from breastcli.system.distributed import Processes
 
-CONFIG = SynthesizeConfig(kimg=1, width=4, batch_size=8, precision="fp32", device="cpu")
+CONFIG = SynthesizeConfig(
+    kimg=1,
+    width=4,
+    batch_size=8,
+    objective="wgan-gp",
+    gp_weight=10.0,
+    gamma=1.0,
+    n_critic=1,
+    precision="fp32",
+    device="cpu",
+)
 CONDITIONS = [
     Condition("adenosis", "benign", "adenosis", None, 30),
     Condition("ductal_carcinoma", "malignant", "ductal_carcinoma", None, 90),

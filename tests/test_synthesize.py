@@ -21,7 +21,7 @@ from breastcli.files import read_csv, read_json, write_json
 from breastcli.gan import training
 from breastcli.gan.checkpoint import load_generator
 from breastcli.gan.runs import GENERATOR
-from breastcli.gan.start import start_fit
+from breastcli.gan.start import start_fit, with_defaults
 from breastcli.gan.subject import open_folder, real_set
 from breastcli.prepare import prepare
 from breastcli.synthesize import synthesize
@@ -42,6 +42,8 @@ def tiny_gan(prepared: Path) -> SynthesizeConfig:
         snapshot=0.016,
         width=4,
         batch_size=8,
+        objective="wgan-gp",
+        n_critic=1,
         precision="fp32",
         device="cpu",
         on_collapse="warn",
@@ -388,8 +390,7 @@ def test_folders_of_some_conditions_are_compared_with_their_like(
 
 
 def test_one_class_that_collapses_alone_is_seen(fitted: Path, prepared: Path, tiny_gan: SynthesizeConfig) -> None:
-    config = dataclasses.replace(tiny_gan, out=None)
-    session = start_fit(config, PreparedData.open(prepared), Processes(), CPU)[0]
+    session = start_fit(with_defaults(tiny_gan), PreparedData.open(prepared), Processes(), CPU)[0]
     normal = session.generator.forward
     healthy = training.diversity_share(session)
     session.generator.forward = lambda noise, conditions: normal(noise * (conditions[:, None] > 0) + 1e-6, conditions)
@@ -419,6 +420,13 @@ def test_bad_options_are_refused_before_anything_is_written(
     with pytest.raises(UsageError, match=match):
         synthesize(dataclasses.replace(tiny_gan, **{"out": str(out), **changes}))
     assert not out.exists() or {path.name for path in out.iterdir()} <= {"log.txt"}
+
+
+def test_objectives_bring_their_own_penalties() -> None:
+    hinge = with_defaults(SynthesizeConfig())
+    assert (hinge.gp_weight, hinge.gamma, hinge.n_critic) == (0.0, 1.0, 2)
+    wasserstein = with_defaults(SynthesizeConfig(objective="wgan-gp", gamma=0.5))
+    assert (wasserstein.gp_weight, wasserstein.gamma, wasserstein.n_critic) == (10.0, 0.5, 5)
 
 
 def test_a_damaged_generator_is_one_line(own_gan: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from breastcli.errors import UsageError, UserError
 from breastcli.gan.conditions import Condition, find_conditions, is_kept
 from breastcli.gan.diffaugment import parse_diffaugment
 from breastcli.gan.networks import SIZES_PX, Critic, GanOptions, Generator
+from breastcli.gan.objectives import OBJECTIVES
 from breastcli.gan.training import BETAS, FIGURES, GanSession, RealImages
 from breastcli.parsing import parse_classes, parse_magnification
 from breastcli.system.distributed import Processes
@@ -36,6 +38,13 @@ def check_fit(config: SynthesizeConfig, processes: Processes) -> None:
     if config.batch_size % processes.count:
         fix = "make it divide"
         raise UsageError(f"--batch-size {config.batch_size}: there are {processes.count} processes", fix)
+
+
+def with_defaults(config: SynthesizeConfig) -> SynthesizeConfig:
+    """Return the configuration with the objective's own penalties and critic steps where none are given."""
+    objective = OBJECTIVES[config.objective]
+    names = ("gp_weight", "gamma", "n_critic")
+    return replace(config, **{name: getattr(objective, name) for name in names if getattr(config, name) is None})
 
 
 def start_fit(
