@@ -119,14 +119,10 @@ class SynthesizeConfig(JobConfig):
     batch_size: int = option(32, "fit: images per step; generate, assess: at once.", at_least=2)
     lr: float = option(0.0025, "fit: learning rate of generator and critic.", at_least=0.0)
     objective: str = option(
-        "hinge", "fit: losses (paper: Wasserstein critic, hinge generator).", choices=("hinge", "wgan-gp", "paper")
+        "wgan-gp", "fit: losses (paper: Wasserstein critic, hinge generator).", choices=("wgan-gp", "hinge", "paper")
     )
-    gp_weight: float | None = option(
-        None, "fit: weight of the two-sided gradient penalty (default: 10, of hinge 0).", at_least=0.0
-    )
-    gamma: float | None = option(
-        None, "fit: weight of the R1 penalty, taken every 16 steps (default: 0, of hinge 1).", at_least=0.0
-    )
+    gp_weight: float = option(10.0, "fit: weight of the two-sided gradient penalty.", at_least=0.0)
+    gamma: float = option(0.0, "fit: weight of the R1 penalty, taken every 16 steps.", at_least=0.0)
     feature_weight: float = option(0.0, "fit: weight of feature matching in the generator's loss.", at_least=0.0)
     diffaugment: str = option(
         "translation,cutout",

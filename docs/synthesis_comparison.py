@@ -29,6 +29,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "oversampling": {"augment": "none", "imbalance": "oversample"},
     "cwgan": {"augment": "none", "extra": True},
     "traditional": {"augment": "deebani"},
+    "traditional+oversampling": {"augment": "deebani", "imbalance": "oversample"},
     "traditional+cwgan": {"augment": "deebani", "extra": True},
 }
 RESAMPLES = 2000

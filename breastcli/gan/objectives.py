@@ -22,15 +22,11 @@ class Objective:
     Attributes:
         critic: scores of real (B,) and of generated images (B,) to the critic's loss.
         generator: scores of generated images (B,) to the generator's loss.
-        gp_weight: weight of the gradient penalty unless another is asked for.
-        gamma: weight of the R1 penalty unless another is asked for.
         n_critic: critic steps for one of the generator unless another number is asked for.
     """
 
     critic: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor], Tensor]
-    gp_weight: float
-    gamma: float
     n_critic: int
 
 
@@ -67,12 +63,11 @@ def hinge_generator(generated: Tensor) -> Tensor:
     return functional.relu(1 - generated).mean()
 
 
-# Weight 10 and five steps: Gulrajani et al., Improved Training of Wasserstein GANs, NeurIPS 2017. Two steps of a hinge
-# critic under R1: what drew the best images in equal time on a few hundred real ones (docs/results.md).
+# Five steps: Gulrajani et al., Improved Training of Wasserstein GANs, NeurIPS 2017. docs/results.md compares them.
 OBJECTIVES = {
-    "wgan-gp": Objective(wasserstein_critic, wasserstein_generator, gp_weight=10.0, gamma=0.0, n_critic=5),
-    "hinge": Objective(hinge_critic, hinge_generator, gp_weight=0.0, gamma=1.0, n_critic=2),
-    "paper": Objective(wasserstein_critic, hinge_generator, gp_weight=10.0, gamma=0.0, n_critic=5),
+    "wgan-gp": Objective(wasserstein_critic, wasserstein_generator, n_critic=5),
+    "hinge": Objective(hinge_critic, hinge_generator, n_critic=2),
+    "paper": Objective(wasserstein_critic, hinge_generator, n_critic=5),
 }
 
 

@@ -41,10 +41,8 @@ def check_fit(config: SynthesizeConfig, processes: Processes) -> None:
 
 
 def with_defaults(config: SynthesizeConfig) -> SynthesizeConfig:
-    """Return the configuration with the objective's own penalties and critic steps where none are given."""
-    objective = OBJECTIVES[config.objective]
-    names = ("gp_weight", "gamma", "n_critic")
-    return replace(config, **{name: getattr(objective, name) for name in names if getattr(config, name) is None})
+    """Return the configuration with the objective's own number of critic steps where none is given."""
+    return replace(config, n_critic=config.n_critic or OBJECTIVES[config.objective].n_critic)
 
 
 def start_fit(
