@@ -11,17 +11,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from breastcli.errors import UserError, first_line
-from breastcli.files import replacing, write_json
 from breastcli.gan.conditions import Condition
 from breastcli.gan.networks import GanOptions, Generator
 from breastcli.gan.training import to_pixels
+from breastcli.system.checkpoint import METADATA_KEY, write_weights
 from breastcli.system.runtime import mix_seed
 
-METADATA_KEY = "breastcli"
 NOISES_FOR_MEAN = 4096
 
 
@@ -98,10 +97,7 @@ def save_generator(path: Path, network: Generator, conditions: list[Condition], 
         "conditions": [dataclasses.asdict(condition) for condition in conditions],
         **facts,
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    with replacing(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(known)}))
-    write_json(path.with_suffix(".json"), known)
+    write_weights(path, network, known)
 
 
 def load_generator(path: Path, device: torch.device) -> TrainedGenerator:

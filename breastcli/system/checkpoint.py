@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from breastcli.errors import UserError, first_line
 from breastcli.files import replacing, write_json
@@ -66,8 +66,12 @@ def save_checkpoint(path: Path, model: Classifier, options: ModelOptions, facts:
         options: what it was built from.
         facts: plain values: classes, epoch, scores, data set.
     """
-    known = {"model": dataclasses.asdict(options), **facts}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_weights(path, model, {"model": dataclasses.asdict(options), **facts})
+
+
+def write_weights(path: Path, network: nn.Module, known: dict[str, Any]) -> None:
+    """Write a network's tensors as safetensors with what is known of them in the header, and as JSON beside it."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with replacing(path) as temporary:
         # Written by ourselves, because safetensors' own writer ignores the user's umask.
         temporary.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(known)}))
