@@ -24,7 +24,7 @@ def test_gradient_penalty_of_a_linear_critic(length: float) -> None:
     weight = (weight / weight.norm() * length).requires_grad_()
     real, generated = torch.randn(6, 3, 2, 2), torch.randn(6, 3, 2, 2)
     penalty = gradient_penalty(linear_critic(weight), real, generated, ZEROS, torch.Generator().manual_seed(0))
-    assert float(penalty) == pytest.approx((length - 1) ** 2, abs=1e-5)  # two-sided: also below one
+    assert float(penalty.detach()) == pytest.approx((length - 1) ** 2, abs=1e-5)  # two-sided: also below one
     (slope,) = torch.autograd.grad(penalty, weight)
     expected = 2 * (length - 1) * weight / length  # of (|w| - 1)²
     torch.testing.assert_close(slope, expected.detach(), atol=1e-4, rtol=1e-4)
@@ -49,7 +49,7 @@ def test_gradient_penalty_lies_between_real_and_generated_and_reaches_neither() 
 def test_r1_of_a_linear_critic() -> None:
     weight = torch.randn(12, requires_grad=True)
     penalty = r1_penalty(linear_critic(weight), torch.randn(6, 3, 2, 2), ZEROS)
-    assert float(penalty) == pytest.approx(float(weight.square().sum()) / 2, rel=1e-5)
+    assert float(penalty.detach()) == pytest.approx(float(weight.detach().square().sum()) / 2, rel=1e-5)
     (slope,) = torch.autograd.grad(penalty, weight)
     torch.testing.assert_close(slope, weight.detach(), atol=1e-5, rtol=1e-5)
 

@@ -199,7 +199,7 @@ def test_an_occupied_folder_for_the_images_is_seen_before_the_fit(tiny_gan: Synt
     config = dataclasses.replace(tiny_gan, step="all", run=str(tmp_path / "run"), out=str(tmp_path / "images"))
     with pytest.raises(UserError, match="not empty"):
         synthesize(config)
-    assert not (tmp_path / "run").exists()
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"log.txt"}
 
 
 def test_a_collapse_stops_the_fit_and_keeps_the_last_healthy_generator(
@@ -296,7 +296,7 @@ def test_generated_images_train_a_classifier(
 def test_a_fold_is_written_down_and_named(folds: Path, tiny_gan: SynthesizeConfig, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folds, tmp_path / "data")
-    config = dataclasses.replace(tiny_gan, step="all", data="data", fold=1, kimg=0.016, mag="100x", num=3)
+    config = dataclasses.replace(tiny_gan, step="all", data="data", fold=1, kimg=0.016, mag="100x", label="all", num=3)
     result = synthesize(config)
     assert (result.run, result.out) == (Path("runs/cwgan-100x-fold1"), Path("data-synthetic-fold1"))
     images = PreparedData.open(result.out)
