@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from breastcli.config import SynthesizeConfig
-from breastcli.data.store import MANIFEST, PreparedData
+from breastcli.data.store import MANIFEST, PreparedData, difference
 from breastcli.errors import UsageError, UserError
 from breastcli.files import claim_folder, read_json, write_csv, write_json
 from breastcli.gan.assessment import assess_images
@@ -38,7 +37,7 @@ from breastcli.gan.runs import (
     sample_files,
 )
 from breastcli.gan.start import check_fit, start_fit, with_defaults
-from breastcli.gan.subject import describe, draw_subject, open_folder, open_source, real_set
+from breastcli.gan.subject import Subject, describe, draw_images, draw_subject, open_folder, open_source, real_set
 from breastcli.gan.training import (
     COLLAPSE_LIMIT,
     GanSession,
@@ -177,9 +176,9 @@ def _fit(
             remove_gan_results(out)
         if resuming:
             saved = load_resume(out / RESUME, device)
-            for key, what in (("split_fingerprint", "another split"), ("fingerprint", "other images")):
-                if saved[key] != data.card[key]:
-                    raise UserError(f"{out} was fitted to {what} of {data.folder}", fix="use --overwrite")
+            what = difference(saved, data.card)
+            if what:
+                raise UserError(f"{out} was fitted to {what} of {data.folder}", fix="use --overwrite")
             if saved["precision"] != str(session.dtype):
                 raise UserError(f"{out} was fitted in {saved['precision']}", fix="resume with the same --precision")
             session.restore(saved)
@@ -303,7 +302,7 @@ def _generate(config: SynthesizeConfig, run: Path, progress: Progress) -> tuple[
     claim_images(out, overwrite=config.overwrite)
     if facts["collapse"]:
         logger.warning("%s collapsed in training: %s", run, facts["collapse"])
-    drawn = _draw(generator, numbers, config, progress)
+    drawn = draw_images(generator, numbers, config, progress)
     cells = {("synthetic", generator.conditions[n].name): to_arrays(one[:SHEET_IMAGES]) for n, one in drawn.items()}
     source = facts["dataset"]
     stamp = stamp_of(source["split"]["leaky"], source["drawn"])
@@ -314,34 +313,23 @@ def _generate(config: SynthesizeConfig, run: Path, progress: Progress) -> tuple[
     return out, {row["class"]: row["images"] for row in card["counts"]}
 
 
-def _draw(
-    generator: TrainedGenerator, numbers: dict[int, int], config: SynthesizeConfig, progress: Progress
-) -> dict[int, Tensor]:
-    progress.begin("generating", sum(numbers.values()), "images")
-    return generator.draw(
-        numbers,
-        seed=config.seed,
-        truncation=config.truncation,
-        batch_size=config.batch_size,
-        on_batch=lambda count: progress.advance("generating", count),
-    )
-
-
 def _assess(config: SynthesizeConfig, progress: Progress) -> tuple[Path, Path | None, dict[str, Any]]:
     """Compare a generator's images, or a folder of them, with real ones; return folder, run and document."""
     given = Path(config.run or default_run(config))
     is_folder = (given / MANIFEST).is_file()
     device = resolve_device(config.device)
-    opened = open_folder(given) if is_folder else None
-    if opened is None:
+    if is_folder:
+        source: Subject | TrainedGenerator = open_folder(given)
+    else:
         check_given(config, find_gan_run(given))
-    facts = opened.facts if opened else load_generator(given / GENERATOR, torch.device("cpu")).facts
+        source = load_generator(given / GENERATOR, device)
+    facts = source.facts
     data = open_source(config, facts)
     out = Path(config.out or given / "assess")
     network = load_features(config.features, facts["dataset"], facts["fold"], device)
     claim_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out")
     (out / ASSESSMENT).unlink(missing_ok=True)  # until the new one is written the folder counts as unfinished
-    subject = opened or draw_subject(given, config, device, progress)
+    subject = source if isinstance(source, Subject) else draw_subject(source, config, progress)
     sets = [real_set(data, split, subject) for split in ("train", "val")]
     turn = bool(facts["turn"])
     progress.begin("features", len(subject.images) + len(sets[1]) + len(sets[0]) * (8 if turn else 1), "images")

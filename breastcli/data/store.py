@@ -7,7 +7,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -99,6 +99,14 @@ def fingerprints(rows: Sequence[PreparedRecord], options: dict[str, Any]) -> tup
         content.update(f"{row.record.image_id}\t{row.record.label}\t{row.pixel_hash}\n".encode())
         split.update(f"{row.record.image_id}\t{row.record.label}\t{row.side}\n".encode())
     return content.hexdigest()[:16], split.hexdigest()[:16]
+
+
+def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str | None:
+    """Return in what two data sets' fingerprints differ: "another split", "other images", or None."""
+    for key, what in (("split_fingerprint", "another split"), ("fingerprint", "other images")):
+        if first[key] != second[key]:
+            return what
+    return None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import numpy as np
 
 from breastcli.data.store import PreparedData
 from breastcli.errors import UsageError, UserError
-from breastcli.records import ImageRecord
 
 
 @dataclass(frozen=True)
@@ -66,16 +65,17 @@ def find_conditions(data: PreparedData, rows: np.ndarray, kind: str) -> tuple[li
     return [Condition(*key, int(count)) for key, count in zip(found, counts, strict=True)], members
 
 
-def is_kept(record: ImageRecord, kept: Sequence[str], data: PreparedData) -> bool:
-    """Return whether an image belongs to one of the classes or subtypes; a name that is both means the subtype.
+def keep_rows(data: PreparedData, rows: np.ndarray, kept: Sequence[str]) -> np.ndarray:
+    """Return those of the rows (n,) that are of some classes or subtypes; a name that is both means the subtype.
 
     Args:
-        record: the image.
+        data: prepared folder.
+        rows: (n,) row numbers.
         kept: names; none for all.
-        data: the folder that the image is from.
     """
-    subtypes = {row.record.subtype for row in data.rows}
-    return not kept or record.subtype in kept or (record.label in kept and record.label not in subtypes)
+    classes = set(kept) - {row.record.subtype for row in data.rows}
+    records = [data.rows[row].record for row in rows]
+    return rows[[not kept or one.subtype in kept or one.label in classes for one in records]]
 
 
 def choose_numbers(

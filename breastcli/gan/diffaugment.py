@@ -59,11 +59,8 @@ def color(images: Tensor, generator: torch.Generator) -> Tensor:
 def translation(images: Tensor, generator: torch.Generator) -> Tensor:
     """Move each image by up to an eighth of its side along both axes; zeros (mid-grey) fill what comes in."""
     size, height, width = len(images), *images.shape[2:]
-    down, right = (
-        _draw_places(size, round(height * SHIFT), generator),
-        _draw_places(size, round(width * SHIFT), generator),
-    )
     reach_y, reach_x = round(height * SHIFT), round(width * SHIFT)
+    down, right = (_draw_places(size, reach, generator) for reach in (reach_y, reach_x))
     padded = functional.pad(images, (reach_x, reach_x, reach_y, reach_y))
     rows = (torch.arange(height, device=images.device) + reach_y)[None] - down[:, None]  # (B, H)
     columns = (torch.arange(width, device=images.device) + reach_x)[None] - right[:, None]  # (B, W)

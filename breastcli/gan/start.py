@@ -13,7 +13,7 @@ import torch
 from breastcli.config import SynthesizeConfig
 from breastcli.data.store import PreparedData
 from breastcli.errors import UsageError, UserError
-from breastcli.gan.conditions import Condition, find_conditions, is_kept
+from breastcli.gan.conditions import Condition, find_conditions, keep_rows
 from breastcli.gan.diffaugment import parse_diffaugment
 from breastcli.gan.networks import SIZES_PX, Critic, GanOptions, Generator
 from breastcli.gan.objectives import OBJECTIVES
@@ -53,7 +53,7 @@ def start_fit(
     counts = np.bincount(data.labels[rows], minlength=len(data.classes)).tolist()
     subtypes = sorted({data.rows[row].record.subtype for row in rows} - {""})
     kept = parse_classes(config.classes, (*subtypes, *data.classes))
-    rows = rows[[is_kept(data.rows[row].record, kept, data) for row in rows]]
+    rows = keep_rows(data, rows, kept)
     if not len(rows):
         raise UserError(
             f"{data.folder} has no training images of {config.classes}", fix="choose another --mag or --fold"

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from breastcli.config import SynthesizeConfig
-from breastcli.data.store import PreparedData
+from breastcli.data.store import PreparedData, difference
 from breastcli.errors import UserError
 from breastcli.gan.assessment import Assessment, ImageSet
-from breastcli.gan.checkpoint import load_generator
-from breastcli.gan.conditions import choose_numbers, is_kept
+from breastcli.gan.checkpoint import TrainedGenerator
+from breastcli.gan.conditions import choose_numbers, keep_rows
 from breastcli.gan.features import FeatureNetwork
-from breastcli.gan.runs import GENERATOR
 from breastcli.gan.training import RealImages
 from breastcli.parsing import parse_magnification
 from breastcli.progress import Progress
@@ -41,15 +41,26 @@ class Subject:
     kinds: set[tuple[str, str, str | None]]
 
 
-def draw_subject(run: Path, config: SynthesizeConfig, device: torch.device, progress: Progress) -> Subject:
-    """Draw images with a run's generator: as many of each condition as it learned from, or ``--num`` of each class."""
-    generator = load_generator(run / GENERATOR, device)
+def draw_images(
+    generator: TrainedGenerator, numbers: dict[int, int], config: SynthesizeConfig, progress: Progress
+) -> dict[int, Tensor]:
+    """Draw images as a configuration asks for; see ``TrainedGenerator.draw``."""
+    progress.begin("generating", sum(numbers.values()), "images")
+    return generator.draw(
+        numbers,
+        seed=config.seed,
+        truncation=config.truncation,
+        batch_size=config.batch_size,
+        on_batch=lambda count: progress.advance("generating", count),
+    )
+
+
+def draw_subject(generator: TrainedGenerator, config: SynthesizeConfig, progress: Progress) -> Subject:
+    """Draw images with a generator: as many of each condition as it learned from, or ``--num`` of each class."""
     numbers = {place: one.num_images for place, one in enumerate(generator.conditions)}
     if config.num is not None:
         numbers = choose_numbers("all", config.num, generator.conditions, generator.facts["class_counts"])
-    settings = {"seed": config.seed, "truncation": config.truncation, "batch_size": config.batch_size}
-    progress.begin("generating", sum(numbers.values()), "images")
-    drawn = generator.draw(numbers, **settings, on_batch=lambda count: progress.advance("generating", count))
+    drawn = draw_images(generator, numbers, config, progress)
     classes = generator.facts["dataset"]["classes"]
     labels = [classes.index(generator.conditions[place].label) for place in drawn for _ in drawn[place]]
     names = [f"{generator.conditions[place].name} {number}" for place in drawn for number in range(len(drawn[place]))]
@@ -80,9 +91,9 @@ def open_source(config: SynthesizeConfig, facts: dict[str, Any]) -> PreparedData
         UserError: it is gone, or holds other images or another split now.
     """
     data = PreparedData.open(Path(config.data or facts["data"]))
-    for key, what in (("split_fingerprint", "another split"), ("fingerprint", "other images")):
-        if data.card[key] != facts["dataset"][key]:
-            raise UserError(f"{data.folder} has {what} than the generator learned from", fix="pass --data")
+    what = difference(data.card, facts["dataset"])
+    if what:
+        raise UserError(f"{data.folder} has {what} than the generator learned from", fix="pass --data")
     return data
 
 
@@ -90,8 +101,7 @@ def real_set(data: PreparedData, split: str, subject: Subject) -> ImageSet:
     """Return the real images of a split that are of a kind that was generated, at the generated images' size."""
     facts = subject.facts
     rows = data.select(split, fold=facts["fold"], magnification=parse_magnification(facts["mag"]))
-    kept = facts["classes"]
-    rows = rows[[is_kept(data.rows[row].record, kept, data) for row in rows]]
+    rows = keep_rows(data, rows, facts["classes"])
     rows = rows[[_is_generated(data.rows[row].record, subject.kinds) for row in rows]]
     images = RealImages(data, rows, subject.images.images.shape[-1]).take(np.arange(len(rows)))
     return ImageSet(images, data.labels[rows], [data.rows[row].record.image_id for row in rows])

@@ -20,7 +20,7 @@ import torch
 from breastcli import __version__
 from breastcli.config import JobConfig, TrainConfig
 from breastcli.configfile import read_section, resolve, to_yaml
-from breastcli.data.store import PreparedData
+from breastcli.data.store import PreparedData, difference
 from breastcli.errors import UserError
 from breastcli.files import read_json, write_csv, write_json, write_text
 from breastcli.system.runtime import describe_device
@@ -65,13 +65,12 @@ class Run:
             UserError: the folder cannot be used, or holds other images or another split.
         """
         data = PreparedData.open(Path(folder or self.config.data))
-        trained_on = self.info["dataset"]
-        for key, what in (("split_fingerprint", "another split"), ("fingerprint", "other images")):
-            if data.card[key] != trained_on[key]:
-                raise UserError(
-                    f"{data.folder} has {what} than {self.folder} was trained on",
-                    fix="pass the right folder with --data, or train again",
-                )
+        what = difference(data.card, self.info["dataset"])
+        if what:
+            raise UserError(
+                f"{data.folder} has {what} than {self.folder} was trained on",
+                fix="pass the right folder with --data, or train again",
+            )
         return data
 
 
