@@ -14,6 +14,7 @@ from breastcli.data.loading import to_network
 # Rows: optical density of haematoxylin, eosin and diaminobenzidine in red, green and blue.
 # Source: Ruifrok and Johnston, Anal. Quant. Cytol. Histol. 23(4), 2001.
 STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
+LEVELS = 127.5  # grey levels per unit of a network's input
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,9 @@ class Augmentation:
             zoom = draw(-math.log(self.max_zoom), math.log(self.max_zoom)).exp()
             right, down = right / zoom, down / zoom
         mirror_y = draw_sign() if self.flip_vertical and not self.turn else 1.0
-        matrix = torch.stack([right * mirror_x, down * mirror_y, origin], dim=2)  # (B, 2, 3)
-        grid = functional.affine_grid(matrix, list(values.shape), align_corners=False)
-        return functional.grid_sample(values, grid, padding_mode="reflection", align_corners=False)
+        grid = _make_grid(right * mirror_x, down * mirror_y, origin, *values.shape[2:])
+        # Planes, because bilinear sampling is slower across interleaved channels, and returns planes anyway.
+        return functional.grid_sample(values.contiguous(), grid, padding_mode="reflection", align_corners=False)
 
 
 POLICIES = {
@@ -149,10 +150,31 @@ def place(images: Tensor, elements: Tensor) -> Tensor:
         (B, C, H, W), a copy with the memory layout of ``images``.
     """
     placed = torch.empty_like(images)
-    for element in elements.unique().tolist():
-        chosen = (elements == element).nonzero()[:, 0]
-        placed[chosen] = dihedral(images[chosen], element)
+    for number, element in enumerate(elements.tolist()):  # gathering those of one position costs more than it saves
+        placed[number] = dihedral(images[number : number + 1], element)[0]
     return placed
+
+
+def _make_grid(right: Tensor, down: Tensor, origin: Tensor, height: int, width: int) -> Tensor:
+    """Return where each pixel comes from, (B, H, W, 2), in half sides from the centre (x, y).
+
+    ``torch.nn.functional.affine_grid`` returns the same, up to rounding, by a matrix product over all pixels; rows and
+    columns being added is ten times as fast.
+
+    Args:
+        right: (B, 2), where a step of half a side to the right leads.
+        down: (B, 2), where one downwards leads.
+        origin: (B, 2), where the centre comes from.
+        height: of the images in pixels.
+        width: of the images in pixels.
+    """
+
+    def centres(count: int) -> Tensor:
+        return (2 * torch.arange(count, device=origin.device) + 1) / count - 1
+
+    columns = centres(width)[None, :, None] * right[:, None]  # (B, W, 2)
+    rows = centres(height)[None, :, None] * down[:, None] + origin[:, None]  # (B, H, 2)
+    return rows[:, :, None] + columns[:, None]
 
 
 def draw_elements(size: int, generator: torch.Generator, device: torch.device) -> Tensor:
@@ -184,10 +206,13 @@ def _jitter_stain(values: Tensor, strength: float, generator: torch.Generator) -
     size = (len(values), 3)
     scale = 1 + strength * torch.randn(size, generator=generator, device=values.device)
     shift = strength / 2 * torch.randn(size, generator=generator, device=values.device)
-    density = -(values.add(1).mul(127.5).add(1) / 256).log()  # (B, 3, H, W)
     mixing = torch.linalg.inv_ex(stains).inverse @ (scale[:, :, None] * stains)  # (B, 3, 3)
-    changed = torch.einsum("bchw,bcd->bdhw", density, mixing) + (shift @ stains)[:, :, None, None]
-    return changed.neg().exp().mul(256).sub(1).div(127.5).sub(1).clamp(-1, 1)
+    # With grey levels p + 1 = 127.5 (v + v0), density d = -log((p + 1) / 256) = -log(v + v0) - log(127.5 / 256). The
+    # changed density being mixing' d + shift, the constant joins the shift, and one product does the rest.
+    constant = math.log(LEVELS / 256) * mixing.sum(dim=1) - shift @ stains  # (B, 3)
+    logs = values.add(1 + 1 / LEVELS).log_().flatten(2)  # (B, 3, HW)
+    changed = torch.baddbmm(constant[:, :, None], mixing.transpose(1, 2), logs).exp_()
+    return changed.mul_(256 / LEVELS).sub_(1 + 1 / LEVELS).clamp_(-1, 1).view_as(values)
 
 
 def _coin(size: int, generator: torch.Generator, device: torch.device) -> Tensor:
