@@ -35,8 +35,9 @@ from breastcli.records import Predictions, Scores, stamp_of, strings
 from breastcli.reporting import plots
 from breastcli.reporting.embedding_plot import plot_embedding
 from breastcli.reporting.report import write_report
-from breastcli.system.checkpoint import load_checkpoint
+from breastcli.system.checkpoint import load_checkpoint, read_facts
 from breastcli.system.inference import predict_log_probs
+from breastcli.system.reuse import describe_predictions, find_predictions, prediction_key
 from breastcli.system.runfolder import EMBEDDING_PLOT, INFO, METRICS, PREDICTIONS, Run, find_run, git_state, versions
 from breastcli.system.runtime import describe_device, resolve_device, resolve_precision
 from breastcli.system.transfer import saw_synthetic
@@ -79,7 +80,7 @@ class EvaluateResult:
 class _Evaluated:
     """One run's predictions; ``embeddings`` is (N, D), or (N, 0) where nobody asked for them.
 
-    ``synthetic`` tells whether it was trained with synthetic images.
+    ``synthetic`` tells whether it was trained with synthetic images; ``key`` names what the probabilities depend on.
     """
 
     run: Run
@@ -89,13 +90,15 @@ class _Evaluated:
     epoch: int
     synthetic: bool
     embeddings: np.ndarray
+    key: str
 
 
 def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateResult:
     """Predict the held-out images of one run, or of the folds of a cross-validation, and score them.
 
     Several runs are pooled: every image is predicted once, by the run that did not train on it, and the figures of the
-    single runs are given beside the pooled ones.
+    single runs are given beside the pooled ones. What a run's own evaluation predicted before with the same weights,
+    images and arithmetic is taken again instead of computed.
 
     Raises:
         UsageError: an option that cannot be accepted.
@@ -125,6 +128,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
     }
     with replacing(out / PREDICTIONS) as temporary:
         predictions.to_csv(temporary)
+    document["predictions"] = describe_predictions(out / PREDICTIONS, parts[0].key if len(parts) == 1 else None)
     _draw_plots(out, predictions, image, document["dataset"])
     if not config.embedding:
         (out / EMBEDDING_PLOT).unlink(missing_ok=True)  # an earlier evaluation's
@@ -157,14 +161,23 @@ def _root(runs: list[Run]) -> Path:
 
 def _evaluate_run(run: Run, config: EvaluateConfig, device: torch.device, progress: Progress) -> _Evaluated:
     data = run.open_data(config.data)
-    model, facts = load_checkpoint(run.best, device)
-    if tuple(facts["classes"]) != data.classes:
-        raise UserError(f"{run.best} knows other classes than {data.folder}", fix="train again")
     if config.threshold != "0.5" and len(data.classes) != 2:
         raise UsageError(f"--threshold {config.threshold}: needs two classes, not {len(data.classes)}")
+    dtype = resolve_precision(config.precision, device)
+    key = prediction_key(run, data, split=config.split, tta=config.tta, dtype=dtype, device=device)
+    only_scores = not config.embedding and not config.threshold.startswith("val-")
+    earlier = find_predictions(run, config.split, key) if only_scores else None
+    model, facts = (None, read_facts(run.best)) if earlier else load_checkpoint(run.best, device)
+    if facts is None or tuple(facts["classes"]) != data.classes:
+        raise UserError(f"{run.best} knows other classes than {data.folder}", fix="train again")
     kept: list[torch.Tensor] = []
-    keep = (lambda embedding: kept.append(embedding.cpu())) if config.embedding else (lambda embedding: None)
-    probs, rows = _predict(run, data, config.split, model, config, device, progress, keep)
+    rows = _select(run, data, config.split)
+    if earlier is not None:
+        logger.info("%s: predictions of the earlier evaluation are taken again", run.folder)
+        probs = earlier.probs
+    else:
+        keep = (lambda embedding: kept.append(embedding.cpu())) if config.embedding else (lambda embedding: None)
+        probs = _predict(run, data, rows, config.split, model, config, device, progress, keep)
     threshold = None
     predicted = probs.argmax(axis=1)
     if len(data.classes) == 2:
@@ -178,22 +191,25 @@ def _evaluate_run(run: Run, config: EvaluateConfig, device: torch.device, progre
     ids = strings(record.image_id for record in records)
     predictions = Predictions(ids, data.classes, probs, predicted, data.labels[rows], columns)
     embeddings = torch.cat(kept).numpy() if kept else np.zeros((len(rows), 0), dtype=np.float32)
-    synthetic = saw_synthetic(facts)
-    return _Evaluated(run, data, predictions, threshold, int(facts["epoch"]), synthetic, embeddings)
+    return _Evaluated(run, data, predictions, threshold, int(facts["epoch"]), saw_synthetic(facts), embeddings, key)
+
+
+def _select(run: Run, data: PreparedData, split: str) -> np.ndarray:
+    return data.select(split, fold=run.config.fold, magnification=parse_magnification(run.config.mag))
 
 
 def _predict(
     run: Run,
     data: PreparedData,
+    rows: np.ndarray,
     split: str,
     model: Classifier,
     config: EvaluateConfig,
     device: torch.device,
     progress: Progress,
     on_embedding: Callable[[torch.Tensor], None] = lambda embedding: None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return probabilities (n, K) and row numbers (n,) of one split."""
-    rows = data.select(split, fold=run.config.fold, magnification=parse_magnification(run.config.mag))
+) -> np.ndarray:
+    """Return probabilities (n, K) of the rows (n,) of one split."""
     batches = make_batches(rows, config.batch_size)
     task = f"{run.folder.name} {split}"
     progress.begin(task, len(rows), "images")
@@ -206,13 +222,13 @@ def _predict(
         on_batch=lambda count: progress.advance(task, count),
         on_embedding=on_embedding,
     )
-    return log_probs.exp().numpy(), rows
+    return log_probs.exp().numpy()
 
 
 def _threshold(
     run: Run,
     data: PreparedData,
-    model: Classifier,
+    model: Classifier | None,
     config: EvaluateConfig,
     device: torch.device,
     progress: Progress,
@@ -222,7 +238,9 @@ def _threshold(
         return choose_threshold(np.zeros(0), np.zeros(0), config.threshold)
     if config.split == "val":
         raise UsageError(f"--threshold {config.threshold}: would be fitted on the images it scores", fix="use a number")
-    probs, rows = _predict(run, data, "val", model, config, device, progress)
+    assert model is not None  # whoever asks for such a rule loads it
+    rows = _select(run, data, "val")
+    probs = _predict(run, data, rows, "val", model, config, device, progress)
     return choose_threshold(data.labels[rows], probs[:, 1], config.threshold)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from breastcli import evaluate as evaluate_module
 from breastcli.config import EvaluateConfig, PrepareConfig, TrainConfig
 from breastcli.data.store import PreparedData
 from breastcli.errors import UsageError, UserError
@@ -51,6 +52,37 @@ def test_outputs_agree_with_each_other_and_with_scikit_learn(own_run: Path, prep
     assert document["patient"]["vote"]["n"] == len(set(predictions.column("patient")))
     assert set(document["by_magnification"]) == {"40X", "100X", "200X", "400X"}
     assert "drawn by a program" in (own_run / "report.html").read_text()
+
+
+def test_predictions_are_taken_again_while_nothing_they_depend_on_changes(
+    own_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(own_run)
+    asked = []
+    ask = evaluate_module.predict_log_probs
+    monkeypatch.setattr(
+        evaluate_module, "predict_log_probs", lambda *given, **more: asked.append(1) or ask(*given, **more)
+    )
+    again = run(own_run, overwrite=True, threshold="0.3")
+    assert not asked
+    assert again["image"]["overall"]["roc_auc"] == first["image"]["overall"]["roc_auc"]
+    assert again["threshold"]["value"] == 0.3
+    run(own_run, overwrite=True)
+    assert not asked
+    run(own_run, overwrite=True, tta="d4")
+    assert len(asked) == 1
+    run(own_run, overwrite=True)  # the folder now holds those of the eight positions
+    assert len(asked) == 2
+    file = own_run / "evaluate/test/predictions.csv"
+    file.write_text(file.read_text().replace(",malignant,", ",benign,", 1))
+    run(own_run, overwrite=True)
+    assert len(asked) == 3
+    run(own_run, overwrite=True, threshold="val-youden")
+    assert len(asked) == 5  # both splits: validation images have no earlier evaluation that is looked at
+    with (own_run / "checkpoints/best.safetensors").open("ab") as weights:
+        weights.write(b" ")
+    with pytest.raises(UserError, match="damaged"):
+        run(own_run, overwrite=True)
 
 
 def test_predictions_are_those_of_the_network(own_run: Path, prepared: Path) -> None:
