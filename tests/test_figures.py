@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from breastcli.metrics.figures import class_figures, count_figures, ranking_areas
+from breastcli.metrics.figures import class_figures, count_figures, ranking_areas, ranking_curves
 
 
 def test_ranking_areas_agree_with_weighted_scikit_learn():
@@ -18,6 +18,16 @@ def test_ranking_areas_agree_with_weighted_scikit_learn():
         assert average_precision[column] == pytest.approx(
             metrics.average_precision_score(positive, scores, sample_weight=weight), abs=1e-12
         )
+
+
+def test_ranking_curves_agree_with_scikit_learn():
+    rng = np.random.default_rng(1)
+    scores, positive = rng.integers(8, size=80) / 8, rng.random(80) < 0.4
+    false_alarms, recall, precision = ranking_curves(scores, positive)
+    expected = metrics.roc_curve(positive, scores, drop_intermediate=False)[:2]
+    np.testing.assert_allclose((false_alarms, recall), expected, rtol=0, atol=1e-12)
+    expected = metrics.precision_recall_curve(positive, scores)[:2]
+    np.testing.assert_allclose((precision[::-1], recall[::-1]), expected, rtol=0, atol=1e-12)
 
 
 def test_ranking_areas_by_hand():

@@ -134,3 +134,23 @@ def ranking_areas(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray)
         precision = found / np.maximum(seen, 1)
         average_precision = np.einsum("sr,sr->r", hits, precision) / num_positive
     return roc_auc, np.where(num_negative > 0, average_precision, np.nan)
+
+
+def ranking_curves(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the points of the ROC curve and of the precision-recall curve, one per distinct score, best first.
+
+    Images with equal scores are one step; before the first one nothing is found and precision counts as 1.
+
+    Args:
+        scores: (N,) larger is more positive.
+        positive: (N,) bool, both values occurring.
+
+    Returns:
+        (S + 1,) false-positive rate, sensitivity (which is recall) and precision, all in [0, 1].
+    """
+    order = np.argsort(-scores, kind="stable")
+    step_ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    hits = np.append(0, np.cumsum(positive[order])[step_ends])
+    seen = np.append(0, step_ends + 1)
+    precision = np.append(1.0, hits[1:] / seen[1:])
+    return (seen - hits) / (seen[-1] - hits[-1]), hits / hits[-1], precision

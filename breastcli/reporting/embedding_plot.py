@@ -92,7 +92,7 @@ def _median(angles: np.ndarray) -> float:
 
 
 def _auc(within: np.ndarray, between: np.ndarray) -> float:
-    from sklearn.metrics import roc_auc_score  # imported late, as in ``plots``
+    from sklearn.metrics import roc_auc_score  # imported late, because that takes a second
 
     if not len(within) or not len(between):
         return math.nan

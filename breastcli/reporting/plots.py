@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from breastcli.files import replacing
 from breastcli.metrics.calibration import expected_calibration_error, reliability_table
+from breastcli.metrics.figures import ranking_areas, ranking_curves
 from breastcli.records import Predictions, Scores
 from breastcli.reporting.contact_sheet import BLACK, BLUE, COLOURS, GREY, SKY, VERMILION, short
 
@@ -115,8 +116,6 @@ def _draw_confusion(figure: Figure, axes: Axes, counts: np.ndarray, names: list[
 @_styled
 def plot_roc(predictions: Predictions, path: Path, *, stamp: str = "") -> None:
     """Draw the ROC curve of the last of two classes, or one curve per class against the rest."""
-    from sklearn.metrics import auc, roc_curve  # imported late: training draws curves without it
-
     figure, axes = _unit_square("ROC curve", predictions)
     axes.set(xlabel="1 − specificity (false-positive rate)", ylabel="Sensitivity (true-positive rate)")
     problem = _why_no_curve(predictions)
@@ -124,8 +123,8 @@ def plot_roc(predictions: Predictions, path: Path, *, stamp: str = "") -> None:
         _explain(axes, problem)
     else:
         for looks, name, truth, score in _one_against_rest(predictions):
-            false_positive, sensitivity, _ = roc_curve(truth, score)
-            label = f"{name}: AUC {auc(false_positive, sensitivity):.3f} (n = {truth.sum():,})"
+            false_positive, sensitivity, _ = ranking_curves(score, truth)
+            label = f"{name}: AUC {_areas(score, truth)[0]:.3f} (n = {truth.sum():,})"
             axes.plot(false_positive, sensitivity, **looks, label=label)
         axes.plot([0, 1], [0, 1], **CHANCE, label="chance: AUC 0.500")
         if len(predictions.classes) == 2:
@@ -137,11 +136,15 @@ def plot_roc(predictions: Predictions, path: Path, *, stamp: str = "") -> None:
     _write(figure, path, stamp)
 
 
+def _areas(score: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """Return the area under the ROC curve and the average precision."""
+    roc_auc, average_precision = ranking_areas(score, truth, np.ones((len(score), 1)))
+    return float(roc_auc[0]), float(average_precision[0])
+
+
 @_styled
 def plot_precision_recall(predictions: Predictions, path: Path, *, stamp: str = "") -> None:
     """Draw the precision-recall curve of the last of two classes, or one per class, over its prevalence line."""
-    from sklearn.metrics import average_precision_score, precision_recall_curve
-
     figure, axes = _unit_square("Precision and recall", predictions)
     axes.set(xlabel="Recall (sensitivity)", ylabel="Precision (positive predictive value)")
     problem = _why_no_curve(predictions)
@@ -149,10 +152,10 @@ def plot_precision_recall(predictions: Predictions, path: Path, *, stamp: str = 
         _explain(axes, problem)
     else:
         for looks, name, truth, score in _one_against_rest(predictions):
-            precision, recall, _ = precision_recall_curve(truth, score)
-            area, prevalence = average_precision_score(truth, score), truth.mean()
-            label = f"{name}: AP {area:.3f}, prevalence {prevalence:.3f} (n = {truth.sum():,})"
-            axes.plot(recall, precision, **looks, drawstyle="steps-post", label=label)
+            _, recall, precision = ranking_curves(score, truth)
+            prevalence = truth.mean()
+            label = f"{name}: AP {_areas(score, truth)[1]:.3f}, prevalence {prevalence:.3f} (n = {truth.sum():,})"
+            axes.plot(recall, precision, **looks, drawstyle="steps-pre", label=label)
             axes.axhline(prevalence, **CHANCE | {"color": looks["color"]})
         axes.plot([], [], **CHANCE, label="prevalence: what chance reaches")
         figure.legend(loc="outside lower center")
