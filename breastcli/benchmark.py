@@ -141,7 +141,7 @@ def _provenance(config: BenchmarkConfig, setting: Setting) -> dict[str, Any]:
         "device": describe_device(setting.device),
         "processor": _processor(),
         "num_cores": os.cpu_count(),
-        "precision": str(setting.dtype).removeprefix("torch."),
+        "precision": setting.arithmetic,
         "batch_size": config.batch_size,
         "rounds": config.rounds,
         "raw": config.raw,

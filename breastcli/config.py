@@ -13,6 +13,7 @@ from breastcli.errors import UsageError
 
 MAGNIFICATIONS = ("40X", "100X", "200X", "400X")
 SPLITS = ("train", "val", "test")
+COMPARED = ("prepare", "input", "training", "inference", "stain", "cams", "gan-metrics", "intervals")
 
 
 def option(
@@ -320,16 +321,16 @@ class BenchmarkConfig(JobConfig):
 
     what: str = option(
         "all",
-        "models: size and speed of networks; input, stain, cams, gan-metrics, intervals: our code beside others'.",
-        choices=("all", "models", "input", "stain", "cams", "gan-metrics", "intervals"),
+        "models: size and speed of networks; all others: our code beside what one would otherwise run.",
+        choices=("all", "models", *COMPARED),
         positional=True,
     )
     out: str | None = option("runs/benchmark", "Folder to write.", metavar="DIR")
     archs: str = option("all", "models: networks as `train --arch` takes them, with commas.", metavar="all|A,B")
-    raw: str | None = option(None, "input, stain: raw data set to read (default: 128 drawn images).", metavar="DIR")
+    raw: str | None = option(None, "What reads images: raw data set (default: 128 drawn images).", metavar="DIR")
     size: int | None = option(None, "Side of images in pixels (default: the network's own, or 224).", at_least=16)
-    batch_size: int = option(32, "models, input: images per step.", at_least=2)
-    rounds: int = option(5, "Rounds of each measurement after its warm-up.", at_least=1)
+    batch_size: int = option(32, "models, input, training, inference: images per step.", at_least=2)
+    rounds: int = option(5, "Rounds after the warm-up, at most: slow comparisons stop after two or more.", at_least=1)
 
 
 JOBS: dict[str, type[JobConfig]] = {

@@ -26,12 +26,11 @@ from breastcli.data.store import (
     IMAGES,
     MANIFEST,
     PARTIAL,
+    STAINED,
     PreparedData,
     fingerprints,
-    read_chunks,
     remove_embeddings,
     remove_partial,
-    write_header,
     write_manifest,
 )
 from breastcli.errors import LeakError, UsageError, UserError
@@ -44,7 +43,6 @@ from breastcli.reporting.contact_sheet import contact_sheet
 logger = logging.getLogger(__name__)
 
 REFERENCE_IMAGES = 64  # training images whose median stain is the reference
-STAIN_CHUNK = 32
 SHEET_COLUMNS = 8
 
 
@@ -204,26 +202,24 @@ def _divide(
 def _normalise_stain(
     rows: list[PreparedRecord], out: Path, config: PrepareConfig, progress: Progress
 ) -> tuple[list[PreparedRecord], dict[str, Any] | None]:
-    """Write ``.partial/stained.npy`` in chunks; return the rows with their fallbacks marked and the reference."""
+    """Write ``.partial/stained.npy``; return the rows with their fallbacks marked and the reference."""
     if config.stain == "none":
         return rows, None
-    import torch
-
-    from breastcli.data.stain import normalise_stain
+    from breastcli.data.stain import normalise_file
     from breastcli.system.runtime import resolve_device
 
     device = resolve_device(config.device)
     reference = _stain_reference(rows, out, config)
-    fell_back: list[bool] = []
     progress.begin("stain", len(rows), "images")
-    with (out / PARTIAL / "stained.npy").open("wb") as file:
-        write_header(file, len(rows), config.size)
-        for chunk in read_chunks(out / PARTIAL / IMAGES, len(rows), config.size, STAIN_CHUNK):
-            images = torch.tensor(chunk, device=device).permute(0, 3, 1, 2)
-            normalised, failed = normalise_stain(images, reference)
-            file.write(normalised.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes())
-            fell_back += failed.tolist()
-            progress.advance("stain", len(chunk))
+    fell_back = normalise_file(
+        out / PARTIAL / IMAGES,
+        out / PARTIAL / STAINED,
+        len(rows),
+        config.size,
+        reference,
+        device,
+        on_chunk=lambda count: progress.advance("stain", count),
+    )
     if any(fell_back):
         logger.warning("%d of %d images show too little tissue to normalise", sum(fell_back), len(rows))
     marked = [dataclasses.replace(row, stain_fallback=bad) for row, bad in zip(rows, fell_back, strict=True)]
@@ -334,7 +330,7 @@ def _counts(rows: list[PreparedRecord]) -> list[dict[str, Any]]:
 def _finish(out: Path, rows: list[PreparedRecord], card: dict[str, Any]) -> None:
     """Move everything into place, the manifest last."""
     partial = out / PARTIAL
-    finished = partial / ("stained.npy" if card["stain"] else IMAGES)
+    finished = partial / (STAINED if card["stain"] else IMAGES)
     _draw_contact_sheet(out, finished, rows, card)
     # From here until the manifest is written the folder counts as unfinished, whatever it held before.
     (out / MANIFEST).unlink(missing_ok=True)

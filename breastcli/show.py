@@ -247,12 +247,12 @@ def show_benchmark(result: BenchmarkResult) -> None:
         _show_networks(document)
     if document["pairs"]:
         table = make_table(
-            f"ours / theirs, in turn: medians of {document['rounds']} rounds", ["", "ours", "theirs", "", "ratio"]
+            f"ours / theirs, in turn: medians of up to {document['rounds']} rounds", ["", "ours", "theirs", "", "ratio"]
         )
         for one in document["pairs"]:
             ratio = f"{_figure(one['ratio'])} [dim]({_figure(one['ratio_low'])}–{_figure(one['ratio_high'])})[/dim]"
             table.add_row(
-                escape(one["title"]),
+                escape(one["title"]) + (f"\n[dim]{escape(one['remark'])}[/dim]" if one["remark"] else ""),
                 _figure(one["ours"]),
                 escape(one["missing"]) or _figure(one["theirs"]),
                 one["unit"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,16 @@ class Setting:
     workers: int | None = None
     seed: int = 0
     raw: Path | None = None
+
+    @property
+    def num_workers(self) -> int:
+        """Threads or processes of whoever reads files with all cores."""
+        return self.workers or os.cpu_count() or 1
+
+    @property
+    def arithmetic(self) -> str:
+        """``dtype`` as a title names it."""
+        return str(self.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,8 @@ def _compare_case(case: Case, setting: Setting) -> Pair:
         saliency_maps(model, images, targets, case.method, options, setting.dtype)
 
     theirs = find_rival("grad-cam", lambda: _grad_cam(case, images))
-    arithmetic = str(setting.dtype).removeprefix("torch.")
     copies = f", {case.copies} copies" if case.copies > 1 else ""
-    title = f"{case.method} of {case.network} at {size_px} px{copies}, {arithmetic} / grad-cam, float32"
+    title = f"{case.method} of {case.network} at {size_px} px{copies}, {setting.arithmetic} / grad-cam, float32"
     return compare(title, "images/s", case.num_images, ours, theirs, setting.rounds, device)
 
 

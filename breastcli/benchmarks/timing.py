@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,10 +15,13 @@ import torch
 from breastcli.errors import first_line
 
 Run = Callable[[], object]
+Item = TypeVar("Item")
 
 CPU = torch.device("cpu")
 MAX_REPEATS = 1000
 SHORTEST_S = 1e-6  # stands for a warm-up that took no measurable time
+BUDGET_S = 30.0  # a comparison whose rounds have taken this long gets no more of them, ...
+MIN_ROUNDS = 2  # ... unless it has had fewer than these
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Pair:
         ours: our time.
         theirs: the rival's, or None where it could not run.
         missing: why the rival could not run, or "".
+        remark: what else was found, or "".
     """
 
     title: str
@@ -81,6 +85,7 @@ class Pair:
     ours: Timing
     theirs: Timing | None
     missing: str = ""
+    remark: str = ""
 
     @property
     def ratio(self) -> float | None:
@@ -101,7 +106,43 @@ class Pair:
         for name, timing in (("ours", self.ours), ("theirs", self.theirs)):
             values |= speeds(name, self.count, timing)
         low, high = self.ratio_range or (None, None)
-        return {**values, "ratio": self.ratio, "ratio_low": low, "ratio_high": high, "missing": self.missing}
+        values |= {"ratio": self.ratio, "ratio_low": low, "ratio_high": high}
+        return {**values, "missing": self.missing, "remark": self.remark}
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A rival's code that has run once, and so needs no warm-up."""
+
+    run: Run
+
+    def __call__(self) -> object:
+        """Run it once more."""
+        return self.run()
+
+
+@dataclass
+class Waiting:
+    """How long loops wait for their items.
+
+    Attributes:
+        seconds: of each loop that came to its end, all its waiting taken together.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+
+    def watch(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items, adding up the time until each is there; what they queued on a device is not waited for."""
+        waited, began = 0.0, time.perf_counter()
+        for item in items:
+            waited += time.perf_counter() - began
+            yield item
+            began = time.perf_counter()
+        self.seconds.append(waited + time.perf_counter() - began)
+
+    def share(self, timing: Timing) -> float:
+        """Return the share of the measured rounds, of one loop each, that was waiting; in [0, 1]."""
+        return sum(self.seconds[-len(timing.seconds) :]) / sum(timing.seconds)
 
 
 def speeds(name: str, count: float, timing: Timing | None) -> dict[str, float | None]:
@@ -136,9 +177,9 @@ def measure(run: Run, device: torch.device, rounds: int, *, warmup: int = 1, rou
 def compare(
     title: str, unit: str, count: float, ours: Run, theirs: Run | str, rounds: int, device: torch.device = CPU
 ) -> Pair:
-    """Time two pieces of code in turn, after a warm-up round.
+    """Time two pieces of code in turn, each after a warm-up (which ``find_rival`` has given the rival).
 
-    In turn, because a machine that others use slows down both then.
+    In turn, because a machine that others use slows down both then. Slow code gets fewer rounds, see ``BUDGET_S``.
 
     Args:
         title: what is done, "ours / rival".
@@ -146,20 +187,21 @@ def compare(
         count: how much work one call does.
         ours: our code.
         theirs: the rival's, or why it cannot run.
-        rounds: number of figures of each.
+        rounds: figures of each, at most.
         device: where both compute.
     """
-    sides: dict[str, Run] = {"ours": ours} if isinstance(theirs, str) else {"ours": ours, "theirs": theirs}
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds + 1):
-        for name, run in sides.items():
-            seconds[name].append(_time(run, device))
-    own, other = (Timing(tuple(seconds[name][1:])) if name in seconds else None for name in ("ours", "theirs"))
-    assert own is not None
-    return Pair(title, unit, count, own, other, theirs if isinstance(theirs, str) else "")
+    sides: list[Run] = [ours] if isinstance(theirs, str) else [ours, theirs]
+    for run in sides:
+        if not isinstance(run, Tried):
+            _time(run, device)
+    figures: list[tuple[float, ...]] = []  # a tuple per round
+    while len(figures) < min(rounds, MIN_ROUNDS) or (len(figures) < rounds and sum(map(sum, figures)) < BUDGET_S):
+        figures.append(tuple(_time(run, device) for run in sides))
+    own, *others = map(Timing, zip(*figures, strict=True))
+    return Pair(title, unit, count, own, *(others or [None]), missing=theirs if isinstance(theirs, str) else "")
 
 
-def find_rival(package: str, make: Callable[[], Run]) -> Run | str:
+def find_rival(package: str, make: Callable[[], Run]) -> Tried | str:
     """Return a rival's code after trying it once, or why it cannot run.
 
     Args:
@@ -173,7 +215,7 @@ def find_rival(package: str, make: Callable[[], Run]) -> Run | str:
         return f"{package} is not installed"
     except (ImportError, RuntimeError, ValueError) as error:
         return f"{package} fails here ({first_line(error, 120)})"
-    return run
+    return Tried(run)
 
 
 def synchronise(device: torch.device) -> None:

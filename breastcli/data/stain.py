@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from breastcli.data.store import read_chunks, write_header
 from breastcli.errors import UserError
 
 TRANSMITTED = 240.0  # grey level of light that met no tissue (Io)
@@ -28,6 +31,7 @@ RGB_TO_LMS = ((0.3811, 0.5783, 0.0402), (0.1967, 0.7244, 0.0782), (0.0241, 0.128
 
 # Small enough for the float copies to stay in a processor's cache, large enough to hide the cost of a call.
 PIXELS_AT_ONCE = 2**18
+IMAGES_AT_ONCE = 32  # of an array file
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,41 @@ def normalise_stain(
         results.append(result.unflatten(2, (height, width)))
         flags.append(~usable)
     return torch.cat(results), torch.cat(flags)
+
+
+def normalise_file(
+    source: Path,
+    target: Path,
+    num_images: int,
+    size_px: int,
+    reference: StainReference,
+    device: torch.device,
+    on_chunk: Callable[[int], None] = lambda count: None,
+) -> list[bool]:
+    """Write the images of one array file, normalised, to another, in chunks so that memory use stays flat.
+
+    Args:
+        source: file of (N, size, size, 3) uint8, as ``decode_into`` leaves it.
+        target: file to write, of the same shape.
+        num_images: N.
+        size_px: side of the images.
+        reference: the stain to reach.
+        device: where to compute.
+        on_chunk: called with the number of images of every finished chunk.
+
+    Returns:
+        For each image whether it fell back to itself, see ``normalise_stain``.
+    """
+    fell_back: list[bool] = []
+    with target.open("wb") as file:
+        write_header(file, num_images, size_px)
+        for chunk in read_chunks(source, num_images, size_px, IMAGES_AT_ONCE):
+            images = torch.tensor(chunk, device=device).permute(0, 3, 1, 2)
+            normalised, failed = normalise_stain(images, reference)
+            file.write(normalised.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes())
+            fell_back += failed.tolist()
+            on_chunk(len(chunk))
+    return fell_back
 
 
 def _normalise_macenko(pixels: Tensor, sample: Tensor, reference: StainReference) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from breastcli.records import ImageRecord
 
 CARD, MANIFEST, IMAGES = "dataset.json", "manifest.csv", "images.npy"
 PARTIAL = ".partial"
+STAINED = "stained.npy"  # in PARTIAL, what normalisation makes of IMAGES
 EMBEDDINGS = "embeddings"  # what training with a frozen network keeps beside the data
 FORMAT = 1
 OTHER_ROW_FIELDS = ("split", "fold", "width_px", "height_px", "pixel_hash", "stain_fallback")
