@@ -72,6 +72,7 @@ class PrepareConfig(JobConfig):
     stain_reference: str = option(
         "auto", "Image whose stain is the reference; auto fits it on training images.", metavar="auto|FILE"
     )
+    exact: bool = option(False, "Measure the stain of an image on all of its pixels, not on at most 20,000.")
     split: str = option("6:1:3", "Ratio train:val:test.", metavar="A:B:C")
     group_by: str = option("exam", "What never crosses a split.", choices=("exam", "patient", "image"))
     folds: int | None = option(None, "Make K cross-validation folds instead of one split.", at_least=3, metavar="K")

@@ -85,6 +85,8 @@ def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult
     out = Path(config.out)
     magnification, ratio = parse_magnification(config.mag), parse_ratio(config.split)
     adapter, raw = _raw_folder(config, progress)
+    if config.exact and config.stain == "none":
+        raise UsageError("--exact: there is no --stain to measure", fix="leave it out")
     if config.stain != "none" and not adapter.stained:
         raise UserError(f"--stain {config.stain}: {adapter.name} is not H&E-stained", fix="use --stain none")
     kept = parse_classes(config.classes, (*adapter.subtypes, *adapter.classes))
@@ -154,7 +156,19 @@ def _wanted(
 
 def _options(config: PrepareConfig, adapter: DataSet) -> dict[str, Any]:
     """Return the options that decide what the prepared folder holds."""
-    names = ("size", "stain", "stain_reference", "split", "group_by", "folds", "task", "classes", "mag", "seed")
+    names = (
+        "size",
+        "stain",
+        "stain_reference",
+        "exact",
+        "split",
+        "group_by",
+        "folds",
+        "task",
+        "classes",
+        "mag",
+        "seed",
+    )
     return {"dataset": adapter.name, **{name: getattr(config, name) for name in names}}
 
 
@@ -162,7 +176,7 @@ def _already_finished(out: Path, options: dict[str, Any]) -> PrepareResult:
     data = PreparedData.open(out)
     if data.card.get("synthetic"):
         raise UserError(f"{out} holds synthetic images, which prepare did not make", fix="use another --out")
-    finished = {"classes": "all", **data.card["options"]}  # folders older than --classes hold all of them
+    finished = {"classes": "all", "exact": False, **data.card["options"]}  # folders older than these options
     if finished != options:
         changed = next(name for name, value in options.items() if finished.get(name) != value)
         raise UserError(f"{out} was prepared with another --{changed}", fix="use --overwrite or another --out")
@@ -210,6 +224,8 @@ def _normalise_stain(
 
     device = resolve_device(config.device)
     reference = _stain_reference(rows, out, config)
+    if config.exact:
+        reference = dataclasses.replace(reference, max_pixels=None)
     progress.begin("stain", len(rows), "images")
     fell_back = normalise_file(
         out / PARTIAL / IMAGES,

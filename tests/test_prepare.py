@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from breastcli.config import PrepareConfig
+from breastcli.data.stain import PUBLISHED_MACENKO, StainReference, normalise_stain
 from breastcli.data.store import PreparedData
-from breastcli.errors import LeakError, UserError
+from breastcli.errors import LeakError, UsageError, UserError
 from breastcli.prepare import prepare
 
 OUTPUTS = {"images.npy", "manifest.csv", "dataset.json", "audit.json", "rejected.csv", "contact_sheet.png"}
@@ -166,6 +168,22 @@ def test_stain_reference_sees_training_images_only(method: str, raw: Path, tmp_p
     changed = run(own, tmp_path / "two", stain=method).card
     assert changed["stain"] == card["stain"]
     assert changed["fingerprint"] != card["fingerprint"]
+
+
+def test_exact_measures_the_stain_on_every_pixel(raw: Path, tmp_path: Path) -> None:
+    options = {"stain": "macenko", "folds": 3, "size": 160}  # 25,600 pixels, more than are sampled
+    sampled, exact = (run(raw, tmp_path / str(flag), exact=flag, **options) for flag in (False, True))
+    images = torch.tensor(run(raw, tmp_path / "plain", folds=3, size=160).images[:8]).permute(0, 3, 1, 2)
+    expected, _ = normalise_stain(images, PUBLISHED_MACENKO, max_pixels=None)
+    assert np.array_equal(exact.images[:8], expected.permute(0, 2, 3, 1).numpy())
+    assert not np.array_equal(exact.images, sampled.images)
+    assert exact.card["fingerprint"] != sampled.card["fingerprint"]
+    assert StainReference.from_json(exact.card["stain"]).max_pixels is None  # what predict and explain will do
+    assert "max_pixels" not in sampled.card["stain"]
+    with pytest.raises(UserError, match="another --exact"):
+        run(raw, tmp_path / "True", resume=True, **options)
+    with pytest.raises(UsageError, match="no --stain"):
+        run(raw, tmp_path / "none", exact=True)
 
 
 def test_stain_normalisation_draws_slides_together(raw: Path, tmp_path: Path, prepared: Path) -> None:

@@ -31,6 +31,7 @@ RGB_TO_LMS = ((0.3811, 0.5783, 0.0402), (0.1967, 0.7244, 0.0782), (0.0241, 0.128
 
 # Small enough for the float copies to stay in a processor's cache, large enough to hide the cost of a call.
 PIXELS_AT_ONCE = 2**18
+SAMPLED_PIXELS = 20_000  # of an image, to measure its stain on
 IMAGES_AT_ONCE = 32  # of an array file
 
 
@@ -45,6 +46,7 @@ class StainReference:
         maxima: Macenko: 99th percentile of the two concentrations.
         mean: Reinhard: mean of l, alpha and beta (decimal logarithms).
         std: Reinhard: standard deviation of l, alpha and beta.
+        max_pixels: the own stain of an image to normalise is measured on at most this many of its pixels; None for all.
     """
 
     method: str
@@ -53,10 +55,14 @@ class StainReference:
     maxima: tuple[float, float] | tuple[()] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    max_pixels: int | None = SAMPLED_PIXELS
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``from_json`` reads back to an equal reference."""
-        return asdict(self)
+        values = asdict(self)
+        if self.max_pixels == SAMPLED_PIXELS:  # the same images keep the fingerprint that they had without this field
+            del values["max_pixels"]
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> StainReference:
@@ -68,7 +74,14 @@ class StainReference:
         try:
             plain = {name: tuple(float(value) for value in values[name]) for name in ("maxima", "mean", "std")}
             matrix = tuple(tuple(float(value) for value in row) for row in values["matrix"])
-            reference = cls(str(values["method"]), str(values["source"]), matrix, **plain)  # type: ignore[arg-type]
+            max_pixels = values.get("max_pixels", SAMPLED_PIXELS)
+            reference = cls(
+                str(values["method"]),
+                str(values["source"]),
+                matrix,
+                max_pixels=None if max_pixels is None else int(max_pixels),
+                **plain,  # type: ignore[arg-type]
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"stain reference cannot be read ({error!r})", fix="run prepare again") from error
         lengths = ([len(row) for row in matrix], len(reference.maxima), len(reference.mean), len(reference.std))
@@ -114,7 +127,7 @@ def fit_reference(images: Tensor, method: str, *, source: str) -> StainReference
 
 
 def normalise_stain(
-    images: Tensor, reference: StainReference, *, max_pixels: int | None = 20_000
+    images: Tensor, reference: StainReference, *, max_pixels: int | None = SAMPLED_PIXELS
 ) -> tuple[Tensor, Tensor]:
     """Give every image the stain of the reference; images without measurable stain stay as they are.
 
@@ -178,7 +191,7 @@ def normalise_file(
         write_header(file, num_images, size_px)
         for chunk in read_chunks(source, num_images, size_px, IMAGES_AT_ONCE):
             images = torch.tensor(chunk, device=device).permute(0, 3, 1, 2)
-            normalised, failed = normalise_stain(images, reference)
+            normalised, failed = normalise_stain(images, reference, max_pixels=reference.max_pixels)
             file.write(normalised.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes())
             fell_back += failed.tolist()
             on_chunk(len(chunk))
