@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PINS := $(shell $(PYTHON) -c 'import sys; print("--constraint constraints.txt" * (sys.version_info >= (3, 11)))')
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
-BENCH_ARCHS ?= dalaresnet50,resnet50,torchvision/mobilenet_v2
+BENCH_ARCHS ?=
 
 .PHONY: help install demo lint format test test-gpu bench clean
 
@@ -66,8 +66,8 @@ test: lint  ## install, lint and run every test that this machine can run
 test-gpu: $(STAMP)  ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-bench: $(STAMP)  ## measure three networks, and the hot paths beside what a user would otherwise run
-	$(BIN)/breastcli benchmark all --archs $(BENCH_ARCHS) --out runs/benchmark --device $(DEVICE) --overwrite
+bench: $(STAMP)  ## measure three networks (or BENCH_ARCHS), and the hot paths beside what a user would otherwise run
+	$(BIN)/breastcli benchmark all $(if $(BENCH_ARCHS),--archs $(BENCH_ARCHS)) --out runs/benchmark --device $(DEVICE) --overwrite
 
 clean:  ## remove the environment, caches and the demo's output
 	rm -rf $(VENV) .pytest_cache .ruff_cache breastcli.egg-info $(DEMO)

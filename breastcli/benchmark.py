@@ -1,4 +1,4 @@
-"""benchmark: size and speed of networks, and our code beside what a user would otherwise run."""
+"""benchmark: size, speed and convergence of networks, and our code beside what a user would otherwise run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from breastcli.benchmarks import COMPARISONS, Setting
+from breastcli.benchmarks.convergence import Convergence, Protocol, start_protocol, train_network
 from breastcli.benchmarks.models import CONVENTIONS, NetworkFigures, describe_network, parse_archs, time_network
 from breastcli.benchmarks.samples import raw_folder
 from breastcli.benchmarks.startup import time_help
@@ -23,14 +24,21 @@ from breastcli.benchmarks.timing import Pair
 from breastcli.config import BenchmarkConfig
 from breastcli.errors import UsageError, UserError, first_line
 from breastcli.files import claim_folder, write_csv, write_json
+from breastcli.parsing import parse_magnification
 from breastcli.progress import SILENT, Progress
+from breastcli.reporting.convergence_plots import plot_size_accuracy, plot_time_accuracy
+from breastcli.reporting.reported_convergence import paper_figures, paper_notes
 from breastcli.system.runfolder import git_state, versions
 from breastcli.system.runtime import describe_device, resolve_device, resolve_precision
 
 logger = logging.getLogger(__name__)
 
-NETWORKS, PAIRS, DOCUMENT = "benchmark.csv", "pairs.csv", "benchmark.json"  # the last is written last
+NETWORKS, PAIRS, CONVERGENCE = "benchmark.csv", "pairs.csv", "convergence.csv"
+DOCUMENT = "benchmark.json"  # written last
+PLOTS = {"time_accuracy.png": plot_time_accuracy, "size_accuracy.png": plot_size_accuracy}
 TASK = "benchmark"
+BATCH_SIZE = 32  # where neither the user nor a protocol says otherwise
+TYPICAL = "dalaresnet50,resnet50,torchvision/mobilenet_v2"  # measured where every network would take too long
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class BenchmarkResult:
     """What ``benchmark`` measured.
 
     Attributes:
-        out: folder of ``benchmark.json``, ``benchmark.csv`` and ``pairs.csv``.
+        out: folder of ``benchmark.json``, of a table for each kind of measurement, and of the runs.
         document: the contents of ``benchmark.json``.
         seconds: wall-clock time.
     """
@@ -53,46 +61,64 @@ class BenchmarkResult:
 
 
 def benchmark(config: BenchmarkConfig, progress: Progress = SILENT) -> BenchmarkResult:
-    """Measure networks, our code beside that of others, or both.
+    """Measure networks, how fast they converge, our code beside that of others, or all of it.
 
     A network or a comparison that fails, for lack of memory above all, is listed with the reason.
 
     Raises:
         UsageError: an option that cannot be accepted.
-        UserError: the output or the raw folder cannot be used, or nothing could be measured.
+        UserError: the output, the raw or the prepared folder cannot be used, or nothing could be measured.
     """
     started = time.monotonic()
     out = Path(config.out or "runs/benchmark")
-    device = resolve_device(config.device)
+    trains = config.what in ("all", "convergence")
     compared = [name for name in COMPARISONS.names() if config.what in ("all", name)]
-    archs = parse_archs(config.archs) if config.what in ("all", "models") else []
-    setting = Setting(
-        device=device,
-        dtype=resolve_precision(config.precision, device),
-        size_px=config.size,
-        batch_size=config.batch_size,
-        rounds=config.rounds,
-        workers=config.workers,
-        seed=config.seed,
-    )
-    claim_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out")
-    networks = [describe_network(arch, setting) for arch in archs]  # first, because it finds misspelt names
-    progress.begin(TASK, len(archs) + len(compared), "measurements")
+    setting = _setting(config)
+    hint = "use --resume, --overwrite or another --out" if trains else "use --overwrite or another --out"
+    claim_folder(out, allowed=config.overwrite or (trains and config.resume), hint=hint)
+    archs = _archs(config)
+    described = [describe_network(arch, setting) for arch in archs]  # first, because it finds misspelt names
+    protocol = start_protocol(config, out) if trains else None
+    networks = described if config.what in ("all", "models") else []
+    progress.begin(TASK, len(compared) + len(networks) + (len(archs) if trains else 0), "measurements")
     pairs, problems = _compare(compared, config, setting, progress)
     networks = [_time(one, setting, progress) for one in networks]
-    if not pairs and all(one.problem for one in networks):
-        reasons = [*problems.values(), *(f"{one.arch}: {one.problem}" for one in networks)]
+    runs = list(_converge(archs, protocol, setting, progress)) if protocol else []
+    measured = [*networks, *runs]
+    if not pairs and all(one.problem for one in measured):
+        reasons = [*problems.values(), *(f"{one.arch}: {one.problem}" for one in measured)]
         raise UserError(f"nothing could be measured ({reasons[0]})", fix="choose other options")
     document = {
         **_provenance(config, setting),
         "networks": [dataclasses.asdict(one) for one in networks],
         "pairs": [pair.to_json() for pair in pairs],
+        **(_beside_papers(runs, protocol) if protocol else {"convergence": [], "protocol": None}),
         "help": time_help(config.rounds).to_json() if config.what == "all" else None,
         "problems": problems,
         "conventions": list(CONVENTIONS) if networks else [],
     }
     _write(out, document)
     return BenchmarkResult(out, document, time.monotonic() - started)
+
+
+def _setting(config: BenchmarkConfig) -> Setting:
+    device = resolve_device(config.device)
+    return Setting(
+        device=device,
+        dtype=resolve_precision(config.precision, device),
+        size_px=config.size,
+        batch_size=config.batch_size or BATCH_SIZE,
+        rounds=config.rounds,
+        workers=config.workers,
+        seed=config.seed,
+    )
+
+
+def _archs(config: BenchmarkConfig) -> list[str]:
+    """Return the networks to measure."""
+    if config.what not in ("all", "models", "convergence"):
+        return []
+    return parse_archs(config.archs or ("all" if config.what == "models" else TYPICAL))
 
 
 def _compare(
@@ -107,7 +133,7 @@ def _compare(
             raw = stack.enter_context(raw_folder(config.raw, config.seed, progress))
             setting = dataclasses.replace(setting, raw=raw)
         elif config.raw is not None:
-            raise UsageError(f"--raw {config.raw}: {config.what} reads no images", fix="leave it out")
+            raise UsageError(f"--raw {config.raw}: {config.what} reads no raw images", fix="leave it out")
         for name, comparison in comparisons.items():
             try:
                 found = comparison.run(setting)
@@ -133,6 +159,34 @@ def _time(figures: NetworkFigures, setting: Setting, progress: Progress) -> Netw
     return timed
 
 
+def _converge(archs: list[str], protocol: Protocol, setting: Setting, progress: Progress) -> Iterator[Convergence]:
+    """Yield what the training of each network gave."""
+    setting = dataclasses.replace(setting, size_px=protocol.data.size_px)
+    for arch in archs:
+        trained = train_network(describe_network(arch, setting), protocol, progress)
+        if trained.problem:
+            logger.warning("%s could not be trained: %s", arch, trained.problem)
+        else:
+            reached = trained.reason or f"converged in {trained.convergence_s:.1f} s"
+            logger.info("%s: %s, %.1f s in all", arch, reached, trained.total_s)
+        progress.advance(TASK)
+        yield trained
+
+
+def _beside_papers(runs: list[Convergence], protocol: Protocol) -> dict[str, Any]:
+    """Return the runs, each with what a paper reports of its network, and what all were trained under."""
+    card, train = protocol.data.card, protocol.train
+    subject = {
+        "dataset": card["name"],
+        "num_classes": len(card["classes"]),
+        "magnification": parse_magnification(train.mag),
+        "two_stages": train.init_from is not None,
+    }
+    papers = [paper_figures(one.arch, **subject) for one in runs]
+    rows = [dataclasses.asdict(one) | {"paper": paper} for one, paper in zip(runs, papers, strict=True)]
+    return {"convergence": rows, "protocol": protocol.facts() | {"papers": paper_notes(papers)}}
+
+
 def _provenance(config: BenchmarkConfig, setting: Setting) -> dict[str, Any]:
     """Return how and where the figures were measured."""
     return {
@@ -142,7 +196,7 @@ def _provenance(config: BenchmarkConfig, setting: Setting) -> dict[str, Any]:
         "processor": _processor(),
         "num_cores": os.cpu_count(),
         "precision": setting.arithmetic,
-        "batch_size": config.batch_size,
+        "batch_size": setting.batch_size,
         "rounds": config.rounds,
         "raw": config.raw,
         "versions": versions(),
@@ -160,14 +214,27 @@ def _processor() -> str:
 
 
 def _write(out: Path, document: dict[str, Any]) -> None:
-    """Write the document, and a table of each kind that it holds; tables of an earlier benchmark go."""
-    for name in (DOCUMENT, NETWORKS, PAIRS):
+    """Write the document, and tables and plots of what it holds; those of an earlier benchmark go."""
+    for name in (DOCUMENT, NETWORKS, PAIRS, CONVERGENCE, *PLOTS):
         (out / name).unlink(missing_ok=True)
-    for name, rows in ((NETWORKS, document["networks"]), (PAIRS, document["pairs"])):
+    tables = {NETWORKS: document["networks"], PAIRS: document["pairs"], CONVERGENCE: document["convergence"]}
+    for name, rows in tables.items():
         if rows:
-            write_csv(out / name, list(rows[0]), ([_cell(value) for value in row.values()] for row in rows))
+            flat = [_flat(row) for row in rows]
+            write_csv(out / name, list(flat[0]), (row.values() for row in flat))
+    if document["convergence"]:
+        for name, plot in PLOTS.items():
+            plot(document["convergence"], out / name, stamp=document["protocol"]["stamp"])
     write_json(out / DOCUMENT, document)
 
 
-def _cell(value: Any) -> Any:
-    return "" if value is None else value
+def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the cells of a row: ``image`` with ``accuracy`` is ``image_accuracy``, an interval's ends follow it."""
+    cells: dict[str, Any] = {}
+    for name, value in row.items():
+        column = prefix.removesuffix("_") if name == "value" else prefix + name
+        if isinstance(value, Mapping):
+            cells |= _flat(value, f"{column}_")
+        else:
+            cells[column] = "" if value is None else value
+    return cells

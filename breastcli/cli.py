@@ -25,7 +25,7 @@ SUMMARIES = {
     "evaluate": "Score a run, or the folds of a cross-validation, on images it never saw.",
     "explain": "Show where a network looks, and measure whether that is so.",
     "predict": "Predict image files with a trained run.",
-    "benchmark": "Measure size and speed of networks, and our code beside what one would otherwise run.",
+    "benchmark": "Measure size, speed and convergence of networks, and our code beside what one would otherwise run.",
 }
 COMMON_PANEL = "Common options"
 # Options of the command line itself, not of the job.

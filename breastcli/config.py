@@ -322,16 +322,31 @@ class BenchmarkConfig(JobConfig):
 
     what: str = option(
         "all",
-        "models: size and speed of networks; all others: our code beside what one would otherwise run.",
-        choices=("all", "models", *COMPARED),
+        "models: size and speed of networks; convergence: their time to converge; all others: our code beside others'.",
+        choices=("all", "models", "convergence", *COMPARED),
         positional=True,
     )
     out: str | None = option("runs/benchmark", "Folder to write.", metavar="DIR")
-    archs: str = option("all", "models: networks as `train --arch` takes them, with commas.", metavar="all|A,B")
+    archs: str | None = option(
+        None, "Networks as `train --arch` takes them (default: models every one, else three).", metavar="all|A,B"
+    )
     raw: str | None = option(None, "What reads images: raw data set (default: 128 drawn images).", metavar="DIR")
     size: int | None = option(None, "Side of images in pixels (default: the network's own, or 224).", at_least=16)
-    batch_size: int = option(32, "models, input, training, inference: images per step.", at_least=2)
+    batch_size: int | None = option(None, "Images per step (default: 32; convergence: the protocol's).", at_least=2)
     rounds: int = option(5, "Rounds after the warm-up, at most: slow comparisons stop after two or more.", at_least=1)
+    protocol: str | None = option(
+        None, "convergence: YAML file whose `train` section holds for every network; flags win.", metavar="FILE"
+    )
+    data: str | None = option(
+        None,
+        "convergence: prepared folder (default: the protocol's, or data/breakhis; of `all` without either: drawn "
+        "images of 64 pixels and a few epochs).",
+        metavar="DIR",
+    )
+    mag: str | None = option(None, "convergence: as in train.", metavar="all|40x|100x|200x|400x")
+    fold: int | None = option(None, "convergence: as in train.", at_least=0)
+    epochs: int | None = option(None, "convergence: as in train.", at_least=1)
+    resume: bool = option(False, "convergence: keep the runs that are finished and go on with the others.")
 
 
 JOBS: dict[str, type[JobConfig]] = {

@@ -47,8 +47,8 @@ def _from_yaml(kind: type[JobConfig], name: str, value: Any) -> Any:
     return value
 
 
-def read_section(path: Path, job: str) -> dict[str, Any]:
-    """Read one job's section of a YAML file; an absent section is empty.
+def read_section(path: Path, job: str, flag: str = "--config") -> dict[str, Any]:
+    """Read one job's section of a YAML file, which ``flag`` named; an absent section is empty.
 
     Raises:
         UsageError: the file is missing, is not YAML, or has a section that belongs to no job.
@@ -58,10 +58,10 @@ def read_section(path: Path, job: str) -> dict[str, Any]:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", fix="check --config") from error
+        raise UsageError(f"cannot read {path}: {error.strerror}", fix=f"check {flag}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = f" in line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
-        raise UsageError(f"{path} is not valid YAML{line}", fix="check --config") from error
+        raise UsageError(f"{path} is not valid YAML{line}", fix=f"check {flag}") from error
     sections = document or {}
     if not isinstance(sections, dict) or not all(isinstance(part, dict) for part in sections.values()):
         raise UsageError(f"{path} needs one section per job", fix=f"such as '{job}:' with its keys indented below")

@@ -240,11 +240,13 @@ def show_predict(result: PredictResult) -> None:
 
 
 def show_benchmark(result: BenchmarkResult) -> None:
-    """Print size and speed of the networks, our code beside that of others, and what could not be measured."""
+    """Print size, speed and convergence of networks, our code beside that of others, and what could not be measured."""
     document = result.document
     console.OUT.print(f"{document['device']}, {document['processor']}, {document['precision']}")
     if document["networks"]:
         _show_networks(document)
+    if document["convergence"]:
+        _show_convergence(document)
     if document["pairs"]:
         table = make_table(
             f"ours / theirs, in turn: medians of up to {document['rounds']} rounds", ["", "ours", "theirs", "", "ratio"]
@@ -284,6 +286,46 @@ def _show_networks(document: dict[str, Any]) -> None:
             console.OUT.print(f"[bold red]- {escape(one['arch'])}: {escape(one['problem'])}[/bold red]")
     for convention in document["conventions"]:
         console.OUT.print(f"[dim]- {escape(convention)}[/dim]")
+
+
+def _show_convergence(document: dict[str, Any]) -> None:
+    """Print the time to converge and the test scores of each network, the papers' figures beside ours."""
+    rows, protocol = document["convergence"], document["protocol"]
+    if protocol["stamp"]:
+        console.OUT.print(f"[bold red]{escape(protocol['stamp'])}[/bold red]")
+    counts = ", ".join(f"{name} {count:,}" for name, count in protocol["num_images"].items())
+    title = f"convergence: {protocol['title']}, magnification {protocol['magnification']}, images: {counts}"
+    heads = ["", "parameters", "converged s", "paper", "at epoch", "all s", "epochs", "best", "images/s", "paper"]
+    table = make_table(title, heads)
+    for one in rows:
+        paper, keys = one["paper"], ("parameters", "convergence_epoch", "epochs", "best_epoch")
+        parameters, epoch, *epochs = ("–" if one[key] is None else f"{one[key]:,}" for key in keys)
+        seconds = [_figure(one["convergence_s"]), _figure(paper["convergence_s"]), epoch]
+        speeds = [_figure(one["images_per_s"]), _figure(paper["images_per_s"])]
+        table.add_row(escape(one["arch"]), parameters, *seconds, _figure(one["total_s"]), *epochs, *speeds)
+    console.OUT.print(table)
+    _show_convergence_scores(rows)
+    for one in rows:
+        if one["reason"]:
+            console.OUT.print(f"- {escape(one['arch'])} has not converged: {one['reason']}")
+        if one["problem"]:
+            console.OUT.print(f"[bold red]- {escape(one['arch'])}: {escape(one['problem'])}[/bold red]")
+    machine = f"{protocol['device']}, {document['processor']}, {document['num_cores']} cores, {protocol['precision']}"
+    for note in (protocol["rule"], *protocol["conventions"], f"measured on: {machine}", *protocol["papers"]):
+        console.OUT.print(f"[dim]- {escape(note)}[/dim]")
+
+
+def _show_convergence_scores(rows: list[dict[str, Any]]) -> None:
+    heads = ["", "n", "balanced accuracy", "accuracy", "paper", "ROC AUC"]
+    table = make_table("test scores of the best epoch, with 95 % intervals", heads)
+    for one in rows:
+        images = escape(one["arch"]), _plain_figure(one["paper"]["accuracy"])
+        for level, (name, printed) in (("image", images), ("patient", ("", ""))):
+            if one[level]["n"] is not None:
+                keys = ("balanced_accuracy", "accuracy", "roc_auc")
+                balanced, accuracy, area = (interval(_read_interval(one[level][key])) for key in keys)
+                table.add_row(name, f"{one[level]['n']:,} {level}s", balanced, accuracy, printed, area)
+    console.OUT.print(table)
 
 
 def _figure(value: float | None) -> str:

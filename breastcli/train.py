@@ -36,6 +36,7 @@ from breastcli.system.runfolder import (
     LOG,
     RESUME,
     RUNS,
+    TIMING,
     find_run,
     logging_to,
     recorded_run,
@@ -208,7 +209,8 @@ def _fit(session: Session, out: Path) -> None:
         seconds = time.monotonic() - began
         row = {"epoch": epoch, "lr": factor * config.lr, "train_loss": train_loss, **validate(session, epoch)}
         session.history.append(row)
-        session.timing.append((epoch, seconds, len(session.rows["train"]) / seconds))
+        speed, with_validation = len(session.rows["train"]) / seconds, time.monotonic() - began
+        session.timing.append((epoch, seconds, speed, with_validation))
         _save_epoch(session, out)
         logger.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4f}" for name, value in list(row.items())[2:]))
         session.progress.advance("epochs", 1, **{config.monitor: row[config.monitor]})
@@ -232,7 +234,7 @@ def _save_epoch(session: Session, out: Path) -> None:
     if _best(session.history, session.config.monitor) is row:
         save_checkpoint(out / BEST, session.model, session.options, _facts(session, row))
     write_history(out, session.history)
-    write_csv(out / "timing.csv", ("epoch", "seconds", "images_per_second"), session.timing)
+    write_csv(out / TIMING, ("epoch", "seconds", "images_per_second", "seconds_with_validation"), session.timing)
     card = session.data.card
     best_epoch = int(_best(session.history, session.config.monitor)["epoch"])
     stamp = stamp_of(card["split"]["leaky"], card["drawn"], session.synthetic is not None)
@@ -266,7 +268,7 @@ def _restore(session: Session, saved: dict[str, Any], out: Path) -> None:
     session.optimizer.load_state_dict(saved["optimizer"])
     session.scaler.load_state_dict(saved["scaler"])
     session.history.extend(saved["history"])
-    session.timing.extend(tuple(row) for row in saved["timing"])
+    session.timing.extend((*row, None)[:4] for row in saved["timing"])  # older runs have no time with validation
     logger.info("resuming after epoch %d", len(session.history))
 
 

@@ -33,6 +33,7 @@ from breastcli.benchmarks import (
     timing,
     training,
 )
+from breastcli.benchmarks.convergence import Convergence
 from breastcli.benchmarks.models import (
     NetworkFigures,
     count_flops,
@@ -208,7 +209,7 @@ def test_both_sides_of_every_comparison_run(name: str, num_pairs: int, raw: Path
 
 def test_every_comparison_can_be_asked_for() -> None:
     choices = BenchmarkConfig.__dataclass_fields__["what"].metadata["choices"]
-    assert sorted(choices) == sorted(["all", "models", *COMPARISONS.names()])
+    assert sorted(choices) == sorted(["all", "models", "convergence", *COMPARISONS.names()])
 
 
 def test_flops_counted_by_hand() -> None:
@@ -252,6 +253,14 @@ def test_a_size_that_does_not_fit_is_a_row_and_a_wrong_name_an_error() -> None:
     assert time_network(figures, Setting(CPU)) is figures
     with pytest.raises(UsageError, match="did you mean 'resnet50'"):
         describe_network("resnet5", Setting(CPU))
+
+
+def test_networks_where_none_are_asked_for() -> None:
+    assert job._archs(BenchmarkConfig(what="models")) == ARCHITECTURES.names()
+    assert job._archs(BenchmarkConfig(what="convergence")) == job._archs(BenchmarkConfig(what="all"))
+    assert len(job._archs(BenchmarkConfig(what="all"))) == 3
+    assert job._archs(BenchmarkConfig(what="all", archs="all")) == ARCHITECTURES.names()
+    assert job._archs(BenchmarkConfig(what="stain", archs="vit")) == []
 
 
 def test_lists_of_networks() -> None:
@@ -320,18 +329,20 @@ def config(out: Path, **values: object) -> BenchmarkConfig:
 
 
 def test_a_comparison_that_fails_is_listed(
-    small: None, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: None, raw: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = samples.find_dataset("auto", raw)
     monkeypatch.setattr(stain, "choose_records", lambda *_: (SimpleNamespace(stained=False, name=failing.name), []))
     with pytest.raises(UserError, match="nothing could be measured .sample is not H&E-stained"):
         benchmark(config(tmp_path / "one", what="stain", raw=str(raw)))
     monkeypatch.setattr(job, "time_help", lambda rounds: Timing((0.25,) * rounds))
-    result = benchmark(config(tmp_path / "all", raw=str(raw), workers=1))
+    monkeypatch.setattr(job, "train_network", lambda network, *_: Convergence(network.arch, problem="no memory"))
+    result = benchmark(config(tmp_path / "all", raw=str(raw), workers=1, data=str(prepared)))
     assert result.document["problems"] == {"stain": "sample is not H&E-stained: choose another --raw"}
     assert result.document["help"]["median_s"] == 0.25
     assert len(result.document["pairs"]) == 12
     assert [one["arch"] for one in result.document["networks"]] == [TINY]
+    assert [(one["arch"], one["problem"]) for one in result.document["convergence"]] == [(TINY, "no memory")]
 
 
 def test_tables_follow_what_was_measured(small: None, tmp_path: Path) -> None:
@@ -347,7 +358,7 @@ def test_tables_follow_what_was_measured(small: None, tmp_path: Path) -> None:
 def test_raw_images_must_be_known_and_wanted(tmp_path: Path, raw: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         benchmark(config(tmp_path / "a", what="input", raw=str(tmp_path / "none")))
-    with pytest.raises(UsageError, match="intervals reads no images"):
+    with pytest.raises(UsageError, match="intervals reads no raw images"):
         benchmark(config(tmp_path / "b", what="intervals", raw=str(raw)))
 
 
@@ -411,6 +422,7 @@ def test_what_is_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         "rounds": 3,
         "networks": [dataclasses.asdict(one) for one in (whole, NetworkFigures("swin", 100, problem="out of memory"))],
         "pairs": [pair.to_json() for pair in pairs],
+        "convergence": [],
         "help": {"median_s": 0.163},
         "problems": {"stain": "no tissue"},
         "conventions": ["how it counts"],

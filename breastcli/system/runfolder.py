@@ -26,11 +26,11 @@ from breastcli.files import read_json, write_csv, write_json, write_text
 from breastcli.system.runtime import describe_device
 
 RUNS = Path("runs")
-INFO, CONFIG, HISTORY = "run.json", "config.yaml", "history.csv"
+INFO, CONFIG, HISTORY, TIMING = "run.json", "config.yaml", "history.csv", "timing.csv"
 BEST, LAST, RESUME = "checkpoints/best.safetensors", "checkpoints/last.safetensors", "checkpoints/resume.pt"
 LOG = "log.txt"
 FACTS = tuple(name.replace(".safetensors", ".json") for name in (BEST, LAST))
-TRAINED = (BEST, LAST, *FACTS, RESUME, HISTORY, "timing.csv", "curves.png", "report.html")
+TRAINED = (BEST, LAST, *FACTS, RESUME, HISTORY, TIMING, "curves.png", "report.html")
 METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
 EXPLANATION, MAPS = "explain.json", "saliency.npz"
 EXPLAINED = (EXPLANATION, MAPS, "localisation.csv", "faithfulness.csv", "gallery.png", "comparison.png")

@@ -49,7 +49,7 @@ class Session:
     synthetic: dict[str, Any] | None = None
     ancestors: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
-    timing: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)
+    timing: list[tuple[int, float, float, float | None]] = dataclasses.field(default_factory=list)
 
 
 def make_optimizer(model: Classifier, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
