@@ -16,7 +16,7 @@ from breastcli.benchmarks import COMPARISONS, SIZE_PX, Comparison, Setting
 from breastcli.benchmarks.samples import choose_records
 from breastcli.benchmarks.timing import Pair, compare
 from breastcli.data.audit import PreparedRecord
-from breastcli.data.augment import POLICIES
+from breastcli.data.augment import POLICIES, Draws
 from breastcli.data.journal import decode_into
 from breastcli.data.loading import load_batches, make_batches
 from breastcli.data.store import PARTIAL, PreparedData
@@ -93,7 +93,7 @@ def _compare_policy(policy: str, data: PreparedData, paths: list[Path], setting:
 
     def ours() -> None:
         for batch in load_batches(data, batches, device, setting.workers):
-            POLICIES[policy](batch.images, generator)
+            POLICIES[policy](batch.images, Draws(generator, len(batch.images)))
 
     def theirs() -> None:
         for images in loader:
