@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from breastcli import __version__
 from breastcli.config import JOBS, JobConfig, field_types, flag_of
 from breastcli.configfile import read_section, resolve, to_yaml
 from breastcli.errors import UserError
+from breastcli.launch import num_processes, process_rank
 
 SUMMARIES = {
     "prepare": "Turn a raw data set into one array of images with a split that does not leak.",
@@ -27,6 +27,7 @@ SUMMARIES = {
     "predict": "Predict image files with a trained run.",
     "benchmark": "Measure size, speed and convergence of networks, and our code beside what one would otherwise run.",
 }
+SHARED = ("synthesize", "train")  # jobs that several processes of torchrun can share
 COMMON_PANEL = "Common options"
 # Options of the command line itself, not of the job.
 CLI_ONLY: dict[str, tuple[Any, Any, str]] = {
@@ -114,11 +115,9 @@ def _add_command(job: str, kind: type[JobConfig]) -> None:
 
 def _speaks(job: str) -> bool:
     """Return whether this process is the one that prints, of those that torchrun started."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return True
-    if job != "synthesize" and os.environ.get("WORLD_SIZE", "1") != "1":
+    if job not in SHARED and num_processes() > 1:
         raise UserError(f"{job} runs in one process", fix="start it without torchrun")
-    return os.environ.get("RANK") == "0"
+    return process_rank() == 0
 
 
 def _run(

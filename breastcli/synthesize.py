@@ -49,6 +49,7 @@ from breastcli.gan.training import (
     take_step,
     to_arrays,
 )
+from breastcli.launch import num_processes
 from breastcli.parsing import parse_magnification
 from breastcli.progress import SILENT, Progress
 from breastcli.records import stamp_of
@@ -56,7 +57,7 @@ from breastcli.reporting.contact_sheet import contact_sheet
 from breastcli.reporting.report import write_report
 from breastcli.reporting.synthesis_plots import draw_assessment, plot_gan_curves, sample_grid, write_film
 from breastcli.system.checkpoint import load_resume, save_resume
-from breastcli.system.distributed import Processes, joined_processes, num_processes
+from breastcli.system.distributed import Processes, joined_processes
 from breastcli.system.runfolder import LOG, RESUME, logging_to, recorded_run, write_history
 from breastcli.system.runtime import resolve_device
 

@@ -28,6 +28,7 @@ from breastcli.records import stamp_of
 from breastcli.reporting.plots import plot_curves
 from breastcli.reporting.report import write_report
 from breastcli.system.checkpoint import load_resume, save_checkpoint, save_resume
+from breastcli.system.distributed import Processes, joined_processes
 from breastcli.system.feeding import EmbeddingFeed
 from breastcli.system.runfolder import (
     BEST,
@@ -100,11 +101,13 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
     """Train, keeping the best epoch by ``config.monitor``, every epoch's figures, and what ``--resume`` needs.
 
     The test split is not read. On the CPU the same configuration gives the same history bit for bit, also when the run
-    was interrupted and resumed: every epoch draws its randomness from the seed and its own number.
+    was interrupted and resumed: every epoch draws its randomness from the seed and its own number. Several processes of
+    torchrun share every batch and give the history of one up to rounding; dropout differs, each having its own masks.
 
     Raises:
         UsageError: an option that cannot be accepted.
-        UserError: the data or weights cannot be used, memory ran out, or the loss stopped being a number.
+        UserError: the data or weights cannot be used, memory ran out, the loss stopped being a number, or another
+            process stopped.
         LeakError: synthetic images or the weights to start from come from another split of this data set.
     """
     started = time.monotonic()
@@ -112,24 +115,16 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
         config = dataclasses.replace(config, epochs=1)
     out = Path(config.out) if config.out else default_out(config)
     data = PreparedData.open(Path(config.data))
-    device = resolve_device(config.device)
     if config.deterministic:
         use_deterministic_kernels()
-    config = _claim(out, config)
-    with logging_to(out / LOG), _clear_memory_errors(config):
-        resuming = config.resume and (out / RESUME).is_file()
-        saved = load_resume(out / RESUME, device) if resuming else None
-        session = start_session(config, data, device, progress, saved)
-        if saved is not None:
-            _restore(session, saved, out)
-        elif config.overwrite:
-            remove_results(out)
-        with recorded_run(out, config, device, data.card, _run_facts(session)) as info:
-            _fit(session, out)
-            best = _best(session.history, config.monitor)
-            info["best"] = _without_nan(best)
-            save_checkpoint(out / LAST, session.model, session.options, _facts(session, session.history[-1]))
-        write_report(out)
+    config = _name_start(out, config)
+    with joined_processes(resolve_device(config.device)) as (processes, device), _clear_memory_errors(config):
+        if processes.writes:
+            _claim(out, config)
+        processes.wait()  # until the folder is claimed
+        with logging_to(out / LOG) if processes.writes else contextlib.nullcontext():
+            session, best = _run(config, data, out, processes, device, progress)
+        processes.wait()  # until everything is written
     return TrainResult(
         out=out,
         history=session.history,
@@ -146,6 +141,30 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
     )
 
 
+def _run(
+    config: TrainConfig, data: PreparedData, out: Path, processes: Processes, device: torch.device, progress: Progress
+) -> tuple[Session, dict[str, float]]:
+    """Start or go on, and finish; return the session and the row of the best epoch."""
+    resuming = config.resume and (out / RESUME).is_file()
+    saved = load_resume(out / RESUME, device) if resuming else None
+    session = start_session(config, data, device, progress, saved, processes)
+    processes.wait()  # until all have read what the run starts or goes on from
+    if saved is not None:
+        _restore(session, saved, out)
+    elif config.overwrite and processes.writes:
+        remove_results(out)
+    if not processes.writes:
+        _fit(session, out)
+        return session, _best(session.history, config.monitor)
+    with recorded_run(out, config, device, data.card, _run_facts(session)) as info:
+        _fit(session, out)
+        best = _best(session.history, config.monitor)
+        info["best"] = _without_nan(best)
+        save_checkpoint(out / LAST, session.model, session.options, _facts(session, session.history[-1]))
+    write_report(out)
+    return session, best
+
+
 def _run_facts(session: Session) -> dict[str, Any]:
     """Return what ``run.json`` says beside what every job's says."""
     return {
@@ -154,22 +173,27 @@ def _run_facts(session: Session) -> dict[str, Any]:
         "num_images": {name: len(rows) for name, rows in session.rows.items()},
         "synthetic": session.synthetic,
         "ancestors": session.ancestors,
+        "processes": session.processes.count,
     }
 
 
-def _claim(out: Path, config: TrainConfig) -> TrainConfig:
-    """Take the run folder: new, to be resumed under the same options, or to be overwritten.
+def _name_start(out: Path, config: TrainConfig) -> TrainConfig:
+    """Return the configuration with the run that ``--init-from latest`` means named, as it was when the run began."""
+    if config.init_from != "latest":
+        return config
+    if config.resume and (out / RESUME).is_file():
+        before = resolve(TrainConfig, read_section(out / CONFIG, "train"), {})
+        return dataclasses.replace(config, init_from=before.init_from)
+    return dataclasses.replace(config, init_from=str(find_run("latest").folder))
 
-    Returns:
-        the configuration, the run that "latest" means being named.
-    """
+
+def _claim(out: Path, config: TrainConfig) -> None:
+    """Take the run folder: new, to be resumed under the same options, or to be overwritten."""
     only_log = out.is_dir() and {path.name for path in out.iterdir()} <= {LOG}  # left by a run that could not start
     allowed = config.resume or config.overwrite or only_log
     claim_folder(out, allowed=allowed, hint="use --resume, --overwrite or another --out")
     if config.resume and (out / RESUME).is_file():
         before = resolve(TrainConfig, read_section(out / CONFIG, "train"), {})
-        if config.init_from == "latest":
-            return _claim(out, dataclasses.replace(config, init_from=before.init_from))
         for field in dataclasses.fields(TrainConfig):
             old, new = getattr(before, field.name), getattr(config, field.name)
             free = FREE_ON_RESUME if _depends_on_length(config) else FREE_ON_RESUME | {"epochs"}
@@ -178,9 +202,6 @@ def _claim(out: Path, config: TrainConfig) -> TrainConfig:
                 raise UserError(f"{out} was trained with --{flag} {old}, not {new}", fix="resume with the same options")
     elif config.overwrite:
         (out / LOG).unlink(missing_ok=True)  # the other results go once the run can start
-    if config.init_from == "latest":
-        return dataclasses.replace(config, init_from=str(find_run("latest").folder))
-    return config
 
 
 def _depends_on_length(config: TrainConfig) -> bool:
@@ -198,7 +219,8 @@ def _fit(session: Session, out: Path) -> None:
         if _exhausted(session.history, config):
             logger.info("stopped: no better %s for %d epochs", config.monitor, config.patience)
             return
-        seed_everything(config.seed, epoch)
+        rank = session.processes.rank
+        seed_everything(config.seed, epoch, *((3, rank) if rank else ()))  # other masks of dropout in each process
         if config.unfreeze_at and epoch >= config.unfreeze_at:
             unfreeze(session.model)
         factor = learning_rate_factor(config, epoch)
@@ -211,7 +233,8 @@ def _fit(session: Session, out: Path) -> None:
         session.history.append(row)
         speed, with_validation = len(session.rows["train"]) / seconds, time.monotonic() - began
         session.timing.append((epoch, seconds, speed, with_validation))
-        _save_epoch(session, out)
+        if session.processes.writes:
+            _save_epoch(session, out)
         logger.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4f}" for name, value in list(row.items())[2:]))
         session.progress.advance("epochs", 1, **{config.monitor: row[config.monitor]})
 

@@ -15,7 +15,8 @@ COMMAND_LINE = {"cli", "console", "show", "__main__"}
 # Imports point down: a module may import its own layer's package and lower layers only.
 LAYERS = {
     **dict.fromkeys(
-        ("config", "configfile", "errors", "parsing", "records", "registry", "files", "progress", "__init__"), 0
+        ("config", "configfile", "errors", "parsing", "records", "registry", "files", "progress", "launch", "__init__"),
+        0,
     ),
     **dict.fromkeys(("data", "models", "losses"), 1),
     **dict.fromkeys(("system", "metrics", "cams", "gan"), 2),

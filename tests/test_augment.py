@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
-from breastcli.data.augment import POLICIES, Augmentation, dihedral, draw_elements, place
+from breastcli.data.augment import POLICIES, Augmentation, Draws, dihedral, draw_elements, place
 from breastcli.data.loading import to_network
 
 
@@ -21,6 +22,10 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def draws_for(given: torch.Tensor, seed: int = 0) -> Draws:
+    return Draws(generator(seed), len(given))
+
+
 def test_to_network_spans_minus_one_to_one() -> None:
     values = to_network(torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1))
     assert torch.allclose(values.flatten(), torch.tensor([-1.0, 1.0, -0.6]))
@@ -30,7 +35,7 @@ def test_to_network_spans_minus_one_to_one() -> None:
 def test_every_policy_keeps_shape_range_and_seed(name: str) -> None:
     policy, given = POLICIES[name], images()
     before = given.clone()
-    once, again, other = policy(given, generator()), policy(given, generator()), policy(given, generator(1))
+    once, again, other = (policy(given, draws_for(given, seed)) for seed in (0, 0, 1))
     assert once.shape == given.shape
     assert once.dtype == torch.float32
     assert once.isfinite().all()
@@ -42,7 +47,7 @@ def test_every_policy_keeps_shape_range_and_seed(name: str) -> None:
 
 
 def test_none_is_the_identity() -> None:
-    assert torch.equal(POLICIES["none"](images(), generator()), to_network(images()))
+    assert torch.equal(POLICIES["none"](images(), draws_for(images())), to_network(images()))
 
 
 def test_dihedral_gives_eight_distinct_positions_with_the_same_pixels() -> None:
@@ -68,7 +73,7 @@ def test_wang_copies_are_the_image_its_three_turns_and_its_two_mirror_images() -
     policy, state = POLICIES["wang"], generator()
     numbered = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4).expand(6, 3, -1, -1)
     expected = torch.tensor(list(WANG_BY_HAND.values()), dtype=torch.uint8).view(6, 1, 4, 4).expand(-1, 3, -1, -1)
-    assert torch.equal(policy(numbered, state, torch.tensor(policy.copies)), to_network(expected))
+    assert torch.equal(policy(numbered, Draws(state, 6), torch.tensor(policy.copies)), to_network(expected))
     assert torch.equal(state.get_state(), generator().get_state())
 
 
@@ -103,7 +108,8 @@ def test_elements_come_before_all_else() -> None:
     given, elements = images(), torch.arange(16) % 8
     placed = place(given, elements)
     for name in ("light", "deebani"):
-        assert torch.equal(POLICIES[name](given, generator(), elements), POLICIES[name](placed, generator())), name
+        policy = POLICIES[name]
+        assert torch.equal(policy(given, draws_for(given), elements), policy(placed, draws_for(given))), name
 
 
 def turned_by_coins(given: torch.Tensor, state: torch.Generator) -> torch.Tensor:
@@ -122,13 +128,15 @@ def turned_by_coins(given: torch.Tensor, state: torch.Generator) -> torch.Tensor
 def test_turn_follows_three_coins_or_two_if_not_square(height: int) -> None:
     given = images(60)[:, :, :height]
     ours, reference = generator(), generator()
-    assert torch.equal(Augmentation(turn=True)(given, ours), to_network(turned_by_coins(given, reference)))
+    assert torch.equal(
+        Augmentation(turn=True)(given, Draws(ours, len(given))), to_network(turned_by_coins(given, reference))
+    )
     assert torch.equal(ours.get_state(), reference.get_state())
 
 
 def test_draw_elements_names_the_positions_of_turn() -> None:
     given, ours, reference = images(60), generator(3), generator(3)
-    elements = draw_elements(60, ours, given.device)
+    elements = draw_elements(Draws(ours, 60))
     assert elements.dtype == torch.int64
     assert elements.shape == (60,)
     assert elements.unique().tolist() == list(range(8))
@@ -138,7 +146,7 @@ def test_draw_elements_names_the_positions_of_turn() -> None:
 
 def test_light_shows_each_of_the_eight_positions_equally_often() -> None:
     image = images(1)
-    turned = POLICIES["light"](image.expand(4000, -1, -1, -1), generator())
+    turned = POLICIES["light"](image.expand(4000, -1, -1, -1), Draws(generator(), 4000))
     counts = [int((turned == to_network(dihedral(image, element))).flatten(1).all(dim=1).sum()) for element in range(8)]
     assert sum(counts) == 4000
     assert min(counts) > 400
@@ -148,13 +156,13 @@ def test_light_shows_each_of_the_eight_positions_equally_often() -> None:
 def test_every_image_goes_its_own_way() -> None:
     same = images(1).expand(8, -1, -1, -1)
     for name in ("light", "paper", "strong", "deebani"):
-        assert len(torch.unique(POLICIES[name](same, generator()), dim=0)) > 2, name
+        assert len(torch.unique(POLICIES[name](same, draws_for(same)), dim=0)) > 2, name
 
 
 @pytest.mark.parametrize(("policy", "axis"), [(Augmentation(flip=True), 3), (Augmentation(flip_vertical=True), 2)])
 def test_flip_alone_is_exact(policy: Augmentation, axis: int) -> None:
     given = images()
-    flipped = policy(given, generator())
+    flipped = policy(given, draws_for(given))
     as_given = (flipped == to_network(given)).flatten(1).all(dim=1)
     mirrored = (flipped == to_network(given.flip(axis))).flatten(1).all(dim=1)
     assert (as_given ^ mirrored).all()
@@ -166,11 +174,8 @@ def test_flip_alone_is_exact(policy: Augmentation, axis: int) -> None:
 def test_rotation_turns_about_the_centre(angle_deg: float, monkeypatch: pytest.MonkeyPatch) -> None:
     given = images(4)
 
-    def at_the_upper_end(size: int, low: float, high: float, *_: object) -> torch.Tensor:
-        return torch.full((size,), high)
-
-    monkeypatch.setattr("breastcli.data.augment._uniform", at_the_upper_end)
-    turned = Augmentation(rotation_deg=angle_deg or 1e-6, min_crop=1.0)(given, generator())
+    monkeypatch.setattr(Draws, "uniform", lambda self, low, high: torch.full((self.total,), high))
+    turned = Augmentation(rotation_deg=angle_deg or 1e-6, min_crop=1.0)(given, draws_for(given))
     expected = torch.rot90(to_network(given), 1 if angle_deg else 0, (2, 3))
     opposite = torch.rot90(to_network(given), -1 if angle_deg else 0, (2, 3))
     assert min((turned - expected).abs().max(), (turned - opposite).abs().max()) < 1e-3
@@ -178,7 +183,7 @@ def test_rotation_turns_about_the_centre(angle_deg: float, monkeypatch: pytest.M
 
 def test_rotation_reflects_instead_of_blackening() -> None:
     white = torch.full((8, 3, 24, 24), 255, dtype=torch.uint8)
-    assert POLICIES["paper"](white, generator()).min() > 0.999
+    assert POLICIES["paper"](white, draws_for(white)).min() > 0.999
 
 
 @pytest.mark.parametrize("name", ["paper", "strong"])
@@ -196,7 +201,7 @@ def test_a_seed_gives_what_it_gave_before_shift_shear_and_zoom(name: str) -> Non
     matrix = torch.stack([cosine * mirror, -sine, shift_x, sine * mirror, cosine, shift_y], dim=1).view(17, 2, 3)
     grid = functional.affine_grid(matrix, [17, 3, 24, 24], align_corners=False)
     expected = functional.grid_sample(values, grid, padding_mode="reflection", align_corners=False)
-    torch.testing.assert_close(policy(given, ours), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(policy(given, Draws(ours, len(given))), expected, rtol=0, atol=1e-5)
     assert torch.equal(ours.get_state(), state.get_state())
 
 
@@ -248,7 +253,7 @@ def test_every_pixel_comes_from_where_kerass_matrices_say(policy: Augmentation) 
     ramp = (4 * torch.arange(side, dtype=torch.uint8)).expand(side, side)  # a pixel's red and green are its x and y
     given = torch.stack([ramp, ramp.T, torch.zeros_like(ramp)]).expand(count, -1, -1, -1)
     ours, reference = generator(2), generator(2)
-    found = (policy(given, ours)[:, :2] + 1) * 127.5 / 4
+    found = (policy(given, Draws(ours, len(given)))[:, :2] + 1) * 127.5 / 4
     expected = np.stack([source_of_each_pixel(draws, side) for draws in draws_of(policy, count, reference)])
     assert np.abs(found.numpy() - expected).max() < 2e-3
     assert torch.equal(ours.get_state(), reference.get_state())
@@ -261,19 +266,41 @@ def test_deebani_has_the_values_of_table_5() -> None:
 
 def test_zooming_out_and_shifting_far_reflects_instead_of_blackening() -> None:
     white = torch.full((64, 3, 24, 24), 255, dtype=torch.uint8)
-    assert POLICIES["deebani"](white, generator()).min() > 0.999
+    assert POLICIES["deebani"](white, draws_for(white)).min() > 0.999
 
 
 def test_crop_magnifies() -> None:
     edge = torch.zeros(200, 3, 24, 24, dtype=torch.uint8)
     edge[:, :, 8:16, 8:16] = 255
-    shares = (Augmentation(min_crop=0.5)(edge, generator()) > 0).float().mean(dim=(1, 2, 3))
+    shares = (Augmentation(min_crop=0.5)(edge, draws_for(edge)) > 0).float().mean(dim=(1, 2, 3))
     assert shares.max() > 1.8 * (8 / 24) ** 2
 
 
 def test_stain_jitter_moves_colour_but_not_place() -> None:
     given = images(32)
-    jittered = Augmentation(stain=0.2)(given, generator())
+    jittered = Augmentation(stain=0.2)(given, draws_for(given))
     change = (jittered - to_network(given)).abs().flatten(1).mean(dim=1)
     assert change.min() > 0.003
-    assert Augmentation(stain=1e-6)(given, generator()).sub(to_network(given)).abs().max() < 1e-3
+    assert Augmentation(stain=1e-6)(given, draws_for(given)).sub(to_network(given)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("cuts", [(0, 8, 17), (0, 6, 12, 17)], ids=["two parts", "three parts"])
+def test_a_part_of_a_batch_is_augmented_as_in_the_whole(name: str, cuts: tuple[int, ...]) -> None:
+    policy, given = POLICIES[name], images(17)
+    parts = [slice(start, stop) for start, stop in pairwise(cuts)]
+    apart = [policy(given[part], Draws(generator(4), 17, part)) for part in parts]
+    torch.testing.assert_close(torch.cat(apart), policy(given, draws_for(given, 4)), rtol=0, atol=1e-6)
+
+
+def test_draws_of_a_part_are_those_of_the_whole() -> None:
+    whole, part = Draws(generator(), 9), Draws(generator(), 9, slice(4, 7))
+    for draw in (lambda one: one.uniform(-2.0, 3.0), Draws.coin, lambda one: one.normal(3)):
+        assert torch.equal(draw(whole)[4:7], draw(part))
+    reference = generator()
+    expected = [torch.rand(9, generator=reference), torch.rand(9, generator=reference)]
+    expected.append(torch.randn((9, 3), generator=reference))
+    again = Draws(generator(), 9)
+    assert torch.equal(again.uniform(-2.0, 3.0), 5 * expected[0] - 2)
+    assert torch.equal(again.coin(), expected[1] < 0.5)
+    assert torch.equal(again.normal(3), expected[2])

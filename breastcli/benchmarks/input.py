@@ -12,7 +12,7 @@ from breastcli.benchmarks import COMPARISONS, Comparison, Setting
 from breastcli.benchmarks.samples import prepare_sample
 from breastcli.benchmarks.timing import Pair, compare
 from breastcli.benchmarks.usual import TRANSFORMS, file_loader
-from breastcli.data.augment import POLICIES
+from breastcli.data.augment import POLICIES, Draws
 from breastcli.data.loading import load_batches, make_batches
 from breastcli.data.store import PreparedData
 
@@ -38,7 +38,7 @@ def _compare_policy(policy: str, data: PreparedData, paths: list[Path], setting:
 
     def ours() -> None:
         for batch in load_batches(data, batches, device, setting.workers):
-            POLICIES[policy](batch.images, generator)
+            POLICIES[policy](batch.images, Draws(generator, len(batch.images)))
 
     def theirs() -> None:
         for images, labels in loader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,6 +15,39 @@ from breastcli.data.loading import to_network
 # Source: Ruifrok and Johnston, Anal. Quant. Cytol. Histol. 23(4), 2001.
 STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 LEVELS = 127.5  # grey levels per unit of a network's input
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers for images of a batch, each the same whoever else of the batch is here.
+
+    Numbers are drawn for the whole batch; where several processes share it, each keeps those of its own images.
+
+    Attributes:
+        generator: source of all randomness, on the images' device.
+        total: images of the whole batch.
+        part: which of them are here.
+    """
+
+    generator: torch.Generator
+    total: int
+    part: slice = field(default_factory=lambda: slice(None))
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        """Return (n,) numbers uniform in [low, high)."""
+        return low + (high - low) * self._unit()
+
+    def coin(self) -> Tensor:
+        """Return (n,) truth values, true with probability 1/2."""
+        return self._unit() < 0.5
+
+    def normal(self, width: int) -> Tensor:
+        """Return (n, width) standard normal numbers."""
+        device = self.generator.device
+        return torch.randn((self.total, width), generator=self.generator, device=device)[self.part]
+
+    def _unit(self) -> Tensor:
+        return torch.rand(self.total, generator=self.generator, device=self.generator.device)[self.part]
 
 
 @dataclass(frozen=True)
@@ -46,12 +79,12 @@ class Augmentation:
     shift: float = 0.0
     copies: tuple[int, ...] = ()
 
-    def __call__(self, images: Tensor, generator: torch.Generator, elements: Tensor | None = None) -> Tensor:
+    def __call__(self, images: Tensor, draws: Draws, elements: Tensor | None = None) -> Tensor:
         """Return augmented images.
 
         Args:
             images: (B, 3, H, W) uint8.
-            generator: source of all randomness, on the images' device.
+            draws: source of all randomness.
             elements: (B,) int64, the position each image is put in before all else; None leaves them as they are.
 
         Returns:
@@ -61,30 +94,29 @@ class Augmentation:
             images = place(images, elements)
         warps = self.rotation_deg or self.min_crop < 1 or self.max_zoom > 1 or self.shear_deg or self.shift
         if self.turn:
-            images = _turn(images, generator)
+            images = _turn(images, draws)
         elif not warps:
-            images = _mirror(images, generator, axis=3) if self.flip else images
-            images = _mirror(images, generator, axis=2) if self.flip_vertical else images
+            images = _mirror(images, draws, axis=3) if self.flip else images
+            images = _mirror(images, draws, axis=2) if self.flip_vertical else images
         values = to_network(images)
         if warps:
-            values = self._warp(values, generator)
+            values = self._warp(values, draws)
         if self.stain:
-            values = _jitter_stain(values, self.stain, generator)
+            values = _jitter_stain(values, self.stain, draws)
         return values
 
-    def _warp(self, values: Tensor, generator: torch.Generator) -> Tensor:
+    def _warp(self, values: Tensor, draws: Draws) -> Tensor:
         """Mirror, rotate, crop, shift, shear and zoom by one bilinear sampling.
 
         The matrix leads from a place in the result to its source, both counted from the centre in half sides, in
         Keras' order: rotation, shift, shear, zoom, mirrors.
         """
-        size, device = len(values), values.device
 
         def draw(low: float, high: float) -> Tensor:
-            return _uniform(size, low, high, generator, device)[:, None]
+            return draws.uniform(low, high)[:, None]
 
         def draw_sign() -> Tensor:
-            return 1 - 2 * _coin(size, generator, device).float()[:, None]
+            return 1 - 2 * draws.coin().float()[:, None]
 
         # The order of the draws fixes what a seed gives; newer ones come last, and only where switched on.
         angle = draw(-self.rotation_deg, self.rotation_deg) * (math.pi / 180)
@@ -177,25 +209,25 @@ def _make_grid(right: Tensor, down: Tensor, origin: Tensor, height: int, width: 
     return rows[:, :, None] + columns[:, None]
 
 
-def draw_elements(size: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Draw a position (see ``dihedral``) for each of ``size`` images, all eight equally likely: (size,) int64."""
-    left_right, top_bottom, swap = (_coin(size, generator, device).long() for _ in range(3))
+def draw_elements(draws: Draws) -> Tensor:
+    """Draw a position (see ``dihedral``) for each of n images, all eight equally likely: (n,) int64."""
+    left_right, top_bottom, swap = (draws.coin().long() for _ in range(3))
     # The coins mirror before they swap rows and columns, a position afterwards: swapping trades the mirrors' axes.
     return torch.where(swap == 1, 4 + 2 * left_right + top_bottom, left_right + 2 * top_bottom)
 
 
-def _turn(images: Tensor, generator: torch.Generator) -> Tensor:
+def _turn(images: Tensor, draws: Draws) -> Tensor:
     if images.shape[2] != images.shape[3]:
-        return _mirror(_mirror(images, generator, axis=3), generator, axis=2)
-    return place(images, draw_elements(len(images), generator, images.device))
+        return _mirror(_mirror(images, draws, axis=3), draws, axis=2)
+    return place(images, draw_elements(draws))
 
 
-def _mirror(images: Tensor, generator: torch.Generator, axis: int) -> Tensor:
-    coin = _coin(len(images), generator, images.device)[:, None, None, None]
+def _mirror(images: Tensor, draws: Draws, axis: int) -> Tensor:
+    coin = draws.coin()[:, None, None, None]
     return torch.where(coin, images.flip(axis), images)
 
 
-def _jitter_stain(values: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def _jitter_stain(values: Tensor, strength: float, draws: Draws) -> Tensor:
     """Scale and shift the density of each stain by normal factors of standard deviation ``strength``.
 
     Source: Tellez et al., Whole-Slide Mitosis Detection in H&E Breast Histology Using PHH3 as a Reference, IEEE TMI
@@ -203,9 +235,8 @@ def _jitter_stain(values: Tensor, strength: float, generator: torch.Generator) -
     """
     stains = torch.tensor(STAINS, device=values.device)
     stains = stains / stains.norm(dim=1, keepdim=True)
-    size = (len(values), 3)
-    scale = 1 + strength * torch.randn(size, generator=generator, device=values.device)
-    shift = strength / 2 * torch.randn(size, generator=generator, device=values.device)
+    scale = 1 + strength * draws.normal(3)
+    shift = strength / 2 * draws.normal(3)
     mixing = torch.linalg.inv_ex(stains).inverse @ (scale[:, :, None] * stains)  # (B, 3, 3)
     # With grey levels p + 1 = 127.5 (v + v0), density d = -log((p + 1) / 256) = -log(v + v0) - log(127.5 / 256). The
     # changed density being mixing' d + shift, the constant joins the shift, and one product does the rest.
@@ -213,11 +244,3 @@ def _jitter_stain(values: Tensor, strength: float, generator: torch.Generator) -
     logs = values.add(1 + 1 / LEVELS).log_().flatten(2)  # (B, 3, HW)
     changed = torch.baddbmm(constant[:, :, None], mixing.transpose(1, 2), logs).exp_()
     return changed.mul_(256 / LEVELS).sub_(1 + 1 / LEVELS).clamp_(-1, 1).view_as(values)
-
-
-def _coin(size: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    return torch.rand(size, generator=generator, device=device) < 0.5
-
-
-def _uniform(size: int, low: float, high: float, generator: torch.Generator, device: torch.device) -> Tensor:
-    return low + (high - low) * torch.rand(size, generator=generator, device=device)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from breastcli.config import SynthesizeConfig
-from breastcli.data.augment import draw_elements, place
+from breastcli.data.augment import Draws, draw_elements, place
 from breastcli.data.loading import to_network
 from breastcli.data.store import PreparedData
 from breastcli.errors import UserError
@@ -183,7 +183,7 @@ def _draw_real(session: GanSession, rng: np.random.Generator, draw: torch.Genera
     places = np.array([rng.choice(session.members[condition]) for condition in conditions])
     images = session.images.take(places).to(session.device, non_blocking=True)
     if session.config.turn:
-        images = place(images, draw_elements(size, draw, session.device))
+        images = place(images, draw_elements(Draws(draw, size)))
     values = to_network(images).contiguous(memory_format=torch.channels_last)
     return values, torch.from_numpy(conditions).to(session.device)
 

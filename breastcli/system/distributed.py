@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -12,6 +11,9 @@ import torch.distributed
 from torch import Tensor, nn
 
 from breastcli.errors import UserError
+from breastcli.launch import local_rank, num_processes
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -21,32 +23,70 @@ class Processes:
     Attributes:
         rank: number of this one; 0 writes.
         count: how many there are.
+        device: where this one computes, and where what it exchanges has to lie.
     """
 
     rank: int = 0
     count: int = 1
+    device: torch.device = CPU
 
     @property
     def writes(self) -> bool:
         """Whether this process writes files."""
         return self.rank == 0
 
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its mean over the processes; one transfer for all of them."""
+    def share(self, number: int) -> slice:
+        """Return which of ``number`` things are this process' own: contiguous parts of nearly equal size."""
+        size, larger = divmod(number, self.count)
+        start = self.rank * size + min(self.rank, larger)
+        return slice(start, start + size + (self.rank < larger))
+
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum of a tensor over the processes; the tensor itself is used up."""
+        if self.count == 1:
+            return values
+        summed = values.to(self.device)
+        torch.distributed.all_reduce(summed)
+        return summed.to(values.device)
+
+    def average(self, values: Tensor) -> Tensor:
+        """Return the mean of a tensor over the processes; the tensor itself is used up."""
+        return self.total(values) / self.count
+
+    def gather(self, own: Tensor, number: int) -> Tensor:
+        """Return the shares of all processes, joined.
+
+        Args:
+            own: (n, ...) this process' share of ``number`` rows; its gradient is that of its own rows in the result.
+            number: rows in all.
+
+        Returns:
+            (number, ...), the same in every process.
+        """
+        if self.count == 1:
+            return own
+        # A sum with zeros is exact, and needs no shares of equal size.
+        place = self.share(number)
+        known = own.new_zeros(number, *own.shape[1:])
+        known[place] = own.detach()
+        known = self.total(known)
+        return torch.cat([known[: place.start], own, known[place.stop :]])
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by its sum over the processes; one transfer for all of them."""
         if self.count == 1:
             return
         gradients = [one.grad for one in parameters if one.grad is not None]
-        flat = torch.cat([one.flatten() for one in gradients])
-        torch.distributed.all_reduce(flat)
-        flat /= self.count
-        for gradient, values in zip(gradients, flat.split([one.numel() for one in gradients]), strict=True):
+        summed = self.total(torch.cat([one.flatten() for one in gradients]))
+        for gradient, values in zip(gradients, summed.split([one.numel() for one in gradients]), strict=True):
             gradient.copy_(values.view_as(gradient))
 
-    def average(self, values: Tensor) -> Tensor:
-        """Return the mean of a tensor over the processes."""
-        if self.count > 1:
-            torch.distributed.all_reduce(values)
-        return values / self.count
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by its mean over the processes."""
+        learning = [one for one in parameters if one.grad is not None]
+        self.sum_gradients(learning)
+        for one in learning if self.count > 1 else ():
+            one.grad /= self.count
 
     def wait(self) -> None:
         """Wait until every process has come here."""
@@ -54,9 +94,7 @@ class Processes:
             torch.distributed.barrier()
 
 
-def num_processes() -> int:
-    """Return how many processes torchrun started for this job; 1 where it did not."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+ALONE = Processes()
 
 
 @contextlib.contextmanager
@@ -67,14 +105,14 @@ def joined_processes(device: torch.device) -> Iterator[tuple[Processes, torch.de
         the processes, and the device of this one: of several CUDA devices each process gets its own.
 
     Raises:
-        UserError: more processes than CUDA devices.
+        UserError: more processes than CUDA devices, or another process stopped.
     """
     count = num_processes()
     if count == 1:
-        yield Processes(), device
+        yield ALONE, device
         return
-    local = int(os.environ.get("LOCAL_RANK", "0"))
     if device.type == "cuda":
+        local = local_rank()
         if local >= torch.cuda.device_count():
             fix = "start as many processes as there are devices"
             raise UserError(f"process {local} has no CUDA device: there are {torch.cuda.device_count()}", fix)
@@ -82,6 +120,10 @@ def joined_processes(device: torch.device) -> Iterator[tuple[Processes, torch.de
         torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Processes(torch.distributed.get_rank(), count), device
+        yield Processes(torch.distributed.get_rank(), count, device), device
+    except RuntimeError as error:
+        if "by peer" not in str(error):
+            raise
+        raise UserError("another process of this run stopped", fix="see what it says") from error
     finally:
         torch.distributed.destroy_process_group()

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from breastcli.data.augment import Augmentation, draw_elements
+from breastcli.data.augment import Augmentation, Draws, draw_elements
 from breastcli.data.loading import load_batches, make_batches
 from breastcli.data.store import PreparedData
 from breastcli.models import Classifier
+from breastcli.system.distributed import ALONE, Processes
 from breastcli.system.inference import predict_log_probs
 from breastcli.system.runtime import autocast
 
@@ -24,7 +25,10 @@ class Feed(ABC):
     def batches(
         self, rows: list[np.ndarray], elements: list[np.ndarray] | None, generator: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs and labels (B,) of each batch of rows, in the positions given or drawn."""
+        """Yield inputs and labels (B,) of each batch of rows, in the positions given or drawn.
+
+        Where several processes share a batch, what is yielded is this one's share of it.
+        """
 
     @abstractmethod
     def logits(self, model: Classifier, inputs: Tensor) -> Tensor:
@@ -45,6 +49,7 @@ class ImageFeed(Feed):
         dtype: arithmetic of the network in evaluation.
         batch_size: images per step in evaluation.
         workers: threads that gather batches.
+        processes: those that share every batch of training images.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class ImageFeed(Feed):
         dtype: torch.dtype,
         batch_size: int,
         workers: int | None,
+        processes: Processes = ALONE,
     ) -> None:
         self.data = data
         self.augment = augment
@@ -62,14 +68,18 @@ class ImageFeed(Feed):
         self.dtype = dtype
         self.batch_size = batch_size
         self.workers = workers
+        self.processes = processes
 
     def batches(
         self, rows: list[np.ndarray], elements: list[np.ndarray] | None, generator: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``Feed``; inputs are (B, 3, H, W) in [-1, 1]."""
-        for number, batch in enumerate(load_batches(self.data, rows, self.device, self.workers)):
-            placed = None if elements is None else torch.from_numpy(elements[number]).to(self.device)
-            yield self.augment(batch.images, generator, placed), batch.labels
+        parts = [self.processes.share(len(batch)) for batch in rows]
+        own = [batch[part] for batch, part in zip(rows, parts, strict=True)]
+        for number, batch in enumerate(load_batches(self.data, own, self.device, self.workers)):
+            part = parts[number]
+            placed = None if elements is None else torch.from_numpy(elements[number][part]).to(self.device)
+            yield self.augment(batch.images, Draws(generator, len(rows[number]), part), placed), batch.labels
 
     def logits(self, model: Classifier, inputs: Tensor) -> Tensor:
         """See ``Feed``."""
@@ -82,7 +92,7 @@ class ImageFeed(Feed):
 
 
 class EmbeddingFeed(Feed):
-    """Embeddings of a frozen network; only its head runs.
+    """Embeddings of a frozen network; only its head runs, in one process.
 
     The figures are those of an ``ImageFeed`` with the same policy up to rounding, because the policy shows each image
     in the same positions, drawn from the same random numbers.
@@ -117,7 +127,7 @@ class EmbeddingFeed(Feed):
             if elements is not None:
                 placed = torch.from_numpy(elements[number]).to(device)
             elif self.turning:
-                placed = draw_elements(len(batch), generator, device)
+                placed = draw_elements(Draws(generator, len(batch)))
             chosen = torch.from_numpy(batch).to(device)
             yield (
                 self.table[self.view_of[placed], torch.from_numpy(self.place_of[batch]).to(device)],

@@ -12,18 +12,20 @@ from breastcli.config import TrainConfig
 from breastcli.data.augment import POLICIES
 from breastcli.data.store import PreparedData
 from breastcli.errors import UsageError, UserError
-from breastcli.losses import LOSSES, class_weights_of, log_prior_of, make_loss, margin_and_scale
+from breastcli.losses import LOSSES, Loss, class_weights_of, log_prior_of, make_loss, margin_and_scale
 from breastcli.models import Classifier, ModelOptions, build_model, num_parameters
 from breastcli.models.backbones import LIBRARIES
 from breastcli.models.foundation import complete
 from breastcli.models.freezing import freeze
 from breastcli.parsing import parse_magnification
 from breastcli.progress import Progress
+from breastcli.system.batch_norm import share_batch_norm
+from breastcli.system.distributed import ALONE, Processes
 from breastcli.system.embeddings import embed_rows, views_of
 from breastcli.system.extra import describe_extra, join_extra
 from breastcli.system.feeding import EmbeddingFeed, Feed, ImageFeed
 from breastcli.system.runtime import resolve_precision, seed_everything
-from breastcli.system.training import Session, make_optimizer
+from breastcli.system.training import Session, check_shares, make_optimizer
 from breastcli.system.transfer import load_start
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ def start_session(
     device: torch.device,
     progress: Progress,
     saved: dict[str, Any] | None = None,
+    processes: Processes = ALONE,
 ) -> Session:
     """Choose the images, build the network and everything around it.
 
@@ -46,26 +49,22 @@ def start_session(
         device: where to compute.
         progress: what to tell about embeddings being computed.
         saved: what an interrupted run left: its weights take the place of those to start from.
+        processes: those that share the work.
 
     Raises:
-        UsageError: options that do not go together.
+        UsageError: options that do not go together, or more processes than images to share.
         UserError: the data or weights cannot be used.
         LeakError: the run to start from was trained on another split of this data set, or synthetic images were made
             from one.
     """
-    _check_unfreezing(config)
+    _check_options(config, saved, processes)
     data, rows = _choose_rows(config, data)
     counts = _count_classes(data, rows)
     seed_everything(config.seed)
     model, options, ancestors = _build(config, data, saved)
-    num_frozen = freeze(model, config.freeze)
-    logger.info("%s: %s parameters, %s frozen", config.arch, f"{num_parameters(model):,}", f"{num_frozen:,}")
-    model = model.to(device=device, memory_format=torch.channels_last)
+    model = _place(model, config, device, processes)
     dtype = resolve_precision(config.precision, device)
-    weights = class_weights_of(counts, config.imbalance)
-    log_prior = log_prior_of(counts).to(device) if config.imbalance == "logit_adjustment" else None
-    margin, scale = margin_and_scale(config.loss, config.margin, config.scale)
-    return Session(
+    session = Session(
         config=config,
         data=data,
         rows=rows,
@@ -75,12 +74,15 @@ def start_session(
         options=options,
         optimizer=make_optimizer(model, config, device),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-        loss=make_loss(config.loss, margin, scale, None if weights is None else weights.to(device), log_prior),
-        feed=_make_feed(config, model, options, data, rows, dtype, progress, cached=saved and saved["cached"]),
+        loss=_make_loss(config, counts, device),
+        feed=_make_feed(config, model, options, data, rows, dtype, progress, saved, processes),
         synthetic=describe_extra(data, rows["train"]),
         ancestors=ancestors,
         progress=progress,
+        processes=processes,
     )
+    check_shares(session)
+    return session
 
 
 def _build(
@@ -97,12 +99,31 @@ def _build(
     return model, options, saved["ancestors"]
 
 
-def _check_unfreezing(config: TrainConfig) -> None:
+def _place(model: Classifier, config: TrainConfig, device: torch.device, processes: Processes) -> Classifier:
+    """Freeze what shall not learn, and return the network where it will be trained."""
+    num_frozen = freeze(model, config.freeze)
+    logger.info("%s: %s parameters, %s frozen", config.arch, f"{num_parameters(model):,}", f"{num_frozen:,}")
+    if processes.count > 1:
+        share_batch_norm(model, processes)
+    return model.to(device=device, memory_format=torch.channels_last)
+
+
+def _check_options(config: TrainConfig, saved: dict[str, Any] | None, processes: Processes) -> None:
+    """Refuse options that do not go together, and what several processes cannot do."""
     if config.unfreeze_at and config.freeze == "none":
         raise UsageError(f"--unfreeze-at {config.unfreeze_at}: nothing is frozen", fix="add --freeze")
     if config.unfreeze_at and config.unfreeze_at > config.epochs:
         fix = f"give at most {config.epochs}, or leave it out"
         raise UsageError(f"--unfreeze-at {config.unfreeze_at}: there are {config.epochs} epochs", fix=fix)
+    if processes.count == 1:
+        return
+    fix = "start one process, or leave it out"
+    if config.compile:
+        raise UsageError("--compile: batch norm over several processes cannot be compiled", fix)
+    if config.cache_embeddings == "on":
+        raise UsageError("--cache-embeddings on: the head trains in one process", fix)
+    if saved and saved["cached"]:
+        raise UserError("this run trains its head on cached embeddings", fix="resume it with one process")
 
 
 def _choose_rows(config: TrainConfig, data: PreparedData) -> tuple[PreparedData, dict[str, np.ndarray]]:
@@ -159,6 +180,14 @@ def _model_options(config: TrainConfig, data: PreparedData) -> ModelOptions:
     )
 
 
+def _make_loss(config: TrainConfig, counts: torch.Tensor, device: torch.device) -> Loss:
+    """Return the loss for training images of which each class has so many (K,)."""
+    weights = class_weights_of(counts, config.imbalance)
+    log_prior = log_prior_of(counts).to(device) if config.imbalance == "logit_adjustment" else None
+    margin, scale = margin_and_scale(config.loss, config.margin, config.scale)
+    return make_loss(config.loss, margin, scale, None if weights is None else weights.to(device), log_prior)
+
+
 def _make_feed(
     config: TrainConfig,
     model: Classifier,
@@ -167,30 +196,24 @@ def _make_feed(
     rows: dict[str, np.ndarray],
     dtype: torch.dtype,
     progress: Progress,
-    *,
-    cached: bool | None,
+    saved: dict[str, Any] | None,
+    processes: Processes,
 ) -> Feed:
     """Return what training is fed with: embeddings where only the head learns and it pays, else images.
 
-    A resumed run goes on as it began (``cached``), also when its number of epochs has changed.
+    A resumed run goes on as it began, also when its number of epochs has changed.
     """
     policy = POLICIES[config.augment]
     device = next(model.parameters()).device
     views = views_of(policy)
     learns = {name.split(".")[0] for name, one in model.named_parameters() if one.requires_grad} - {"head"}
     if config.cache_embeddings == "on":
-        if learns or config.unfreeze_at:
-            parts = f" ({', '.join(sorted(learns))})" if learns else ""
-            fix = "use --freeze trunk, no --unfreeze-at, and a network whose other parts do not learn"
-            raise UsageError(f"--cache-embeddings on: more than the head learns{parts}", fix=fix)
-        if views is None:
-            fix = "use --augment none, light or wang"
-            raise UsageError(f"--cache-embeddings on: --augment {config.augment} makes every image a new one", fix=fix)
-    fits = not learns and not config.unfreeze_at and views is not None
+        _check_caching(config, learns, views)
+    fits = not learns and not config.unfreeze_at and processes.count == 1
     pays = config.cache_embeddings == "on" or (config.cache_embeddings == "auto" and len(views or ()) <= config.epochs)
-    pays = pays if cached is None else cached
+    pays = saved["cached"] if saved else pays
     if views is None or not (fits and pays):
-        return ImageFeed(data, policy, device, dtype, config.batch_size, config.workers)
+        return ImageFeed(data, policy, device, dtype, config.batch_size, config.workers, processes)
     every = np.concatenate([rows["train"], rows["val"]])
     progress.begin("embeddings", len(every) * len(views), "images")
     logger.info("only the head learns: each image is embedded once in %d positions", len(views))
@@ -206,3 +229,14 @@ def _make_feed(
         on_batch=lambda count: progress.advance("embeddings", count),
     )
     return EmbeddingFeed(table.to(device), data.labels, every, views, dtype)
+
+
+def _check_caching(config: TrainConfig, learns: set[str], views: tuple[int, ...] | None) -> None:
+    """Refuse ``--cache-embeddings on`` where an embedding would not stay what it is."""
+    if learns or config.unfreeze_at:
+        parts = f" ({', '.join(sorted(learns))})" if learns else ""
+        fix = "use --freeze trunk, no --unfreeze-at, and a network whose other parts do not learn"
+        raise UsageError(f"--cache-embeddings on: more than the head learns{parts}", fix=fix)
+    if views is None:
+        fix = "use --augment none, light or wang"
+        raise UsageError(f"--cache-embeddings on: --augment {config.augment} makes every image a new one", fix=fix)

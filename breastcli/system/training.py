@@ -22,6 +22,7 @@ from breastcli.metrics.figures import ranking_areas
 from breastcli.models import Classifier, ModelOptions
 from breastcli.models.freezing import set_training_mode
 from breastcli.progress import Progress
+from breastcli.system.distributed import ALONE, Processes
 from breastcli.system.feeding import Feed
 from breastcli.system.runtime import autocast, mix_seed
 
@@ -46,6 +47,7 @@ class Session:
     loss: Loss
     feed: Feed
     progress: Progress
+    processes: Processes = ALONE
     synthetic: dict[str, Any] | None = None
     ancestors: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
@@ -81,8 +83,28 @@ def learning_rate_factor(config: TrainConfig, epoch: int) -> float:
     return 1.0
 
 
+def check_shares(session: Session) -> None:
+    """Refuse more processes than a batch, or the validation set, has images.
+
+    Raises:
+        UsageError: there are more.
+    """
+    if session.processes.count == 1:
+        return
+    rows, _ = _order(session.data.labels, session.rows["train"], session.config, 1)
+    batches = make_batches(rows, session.config.batch_size)
+    smallest = min(len(one) for one in (*batches, session.rows["val"]))
+    if smallest < session.processes.count:
+        problem = f"{session.processes.count} processes cannot share a batch or validation set of {smallest} images"
+        raise UsageError(problem, fix="start fewer, or raise --batch-size")
+
+
 def train_epoch(session: Session, model: nn.Module, epoch: int) -> float:
     """Take one pass over the training images; return the mean loss.
+
+    Where several processes share a batch, each runs its own images, and the loss is that of all of them: it is worked
+    out from the logits of all in every process, of which only the own ones lead back into the network, so that the
+    processes' gradients add up to that of the whole batch.
 
     Raises:
         UserError: the loss of a step is not finite.
@@ -100,10 +122,12 @@ def train_epoch(session: Session, model: nn.Module, epoch: int) -> float:
     for step, (inputs, labels) in enumerate(session.feed.batches(batches, placed, generator)):
         with autocast(device, session.dtype):
             logits = session.feed.logits(model, inputs)
+        logits, labels = (session.processes.gather(one, len(batches[step])) for one in (logits.float(), labels))
         progress = (epoch - 1 + step / len(batches)) / config.epochs
-        loss = session.loss.training(logits.float(), labels, progress)
+        loss = session.loss.training(logits, labels, progress)
         session.optimizer.zero_grad(set_to_none=True)
         session.scaler.scale(loss).backward()
+        session.processes.sum_gradients(session.model.parameters())  # scaled, so that all see the same overflows
         session.scaler.step(session.optimizer)
         session.scaler.update()
         losses[step] = loss.detach()
@@ -149,8 +173,11 @@ def validate(session: Session, epoch: int) -> dict[str, float]:
     task = f"validation {epoch}"
     session.progress.begin(task, len(rows), "images")
     log_probs = session.feed.log_probs(
-        session.model, rows, on_batch=lambda count: session.progress.advance(task, count)
+        session.model,
+        rows[session.processes.share(len(rows))],
+        on_batch=lambda count: session.progress.advance(task, count),
     )
+    log_probs = session.processes.gather(log_probs, len(rows))
     labels = session.data.labels[rows]
     # A loss of logits is the same for log-probabilities, which differ from them by a constant per image.
     loss = session.loss.validation(log_probs.float().to(session.device), torch.from_numpy(labels).to(session.device))
