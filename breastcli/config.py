@@ -265,6 +265,8 @@ class EvaluateConfig(JobConfig):
         metavar="T|val-youden|val-sensitivity=S",
     )
     tta: str = option("none", "Test-time augmentation: d4 averages the eight flips and turns.", choices=("none", "d4"))
+    calibrate: bool = option(False, "Scale the probabilities by a temperature fitted on validation images.")
+    compare: bool = option(False, "Compare two evaluated folders, A and B: every figure of B minus that of A.")
     embedding: bool = option(False, "Also draw the embedding and the angles within and between classes.")
     batch_size: int = option(64, "Images per step.", at_least=1)
     resamples: int = option(2000, "Bootstrap resamples for the intervals.", at_least=100)

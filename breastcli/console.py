@@ -163,4 +163,5 @@ def interval(figure: Interval) -> str:
         return "–"
     if figure.low != figure.low:
         return f"{figure.value:.3f}"
-    return f"{figure.value:.3f} [dim]({figure.low:.3f}–{figure.high:.3f})[/dim]"
+    between = " to " if figure.low < 0 else "–"  # a dash beside a minus sign cannot be read
+    return f"{figure.value:.3f} [dim]({figure.low:.3f}{between}{figure.high:.3f})[/dim]"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from breastcli.predict import PredictResult
     from breastcli.prepare import PrepareResult
     from breastcli.synthesize import SynthesizeResult
+    from breastcli.system.comparing import ComparisonResult
     from breastcli.train import TrainResult
 
 SHORT = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1_weighted", "roc_auc")
@@ -122,10 +123,14 @@ def show_train(result: TrainResult) -> None:
     console.OUT.print(str(result.out))
 
 
-def show_evaluate(result: EvaluateResult) -> None:
-    """Print all figures at image and patient level, and the short ones of every subset."""
+def show_evaluate(result: EvaluateResult | ComparisonResult) -> None:
+    """Print all figures at image and patient level, and the short ones of every subset; or two runs' differences."""
     from breastcli.metrics.classification import METRICS
+    from breastcli.system.comparing import ComparisonResult
 
+    if isinstance(result, ComparisonResult):
+        _show_comparison(result)
+        return
     dataset = result.document["dataset"]
     console.stamp(dataset["leaky"], dataset["drawn"], synthetic=dataset["synthetic"])
     image, patient = result.image, result.patient
@@ -139,6 +144,8 @@ def show_evaluate(result: EvaluateResult) -> None:
         levels = [image, *([patient.vote, patient.mean] if patient else [])]
         table.add_row(metric.title, *(interval(scores.overall[name]) for scores in levels))
     console.OUT.print(table)
+    if result.document["calibration"]:
+        _show_calibration(result.document["calibration"])
     if len(result.by_magnification) > 1:
         _show_subsets("magnification", result.by_magnification, SHORT)
     if len(result.by_subtype) > 1:
@@ -148,6 +155,40 @@ def show_evaluate(result: EvaluateResult) -> None:
     for note in image.notes:
         console.OUT.print(f"[dim]- {escape(note)}[/dim]")
     console.OUT.print(f"report: {result.report}")
+    console.OUT.print(str(result.out))
+
+
+def _show_calibration(document: dict[str, Any]) -> None:
+    from breastcli.metrics.calibration import TITLES
+
+    temperatures = ", ".join(f"{value:.3f}" for value in document["temperatures"])
+    heads = {"before": "before", "after": "calibrated", "difference": "difference"}
+    table = make_table(f"calibration (lower is better), temperature {temperatures}", ["", *heads.values()])
+    for name, title in TITLES.items():
+        table.add_row(title, *(interval(_read_interval(document[side][name])) for side in heads))
+    console.OUT.print(table)
+
+
+def _show_comparison(result: ComparisonResult) -> None:
+    """Print every figure that counts images and the short ones that count patients: A, B, and B - A."""
+    from breastcli.metrics.comparison import LEVELS, RECOGNITION_RATE, TITLES
+
+    document, found = result.document, result.comparison
+    if document["stamp"]:
+        console.OUT.print(f"[bold red]{escape(document['stamp'])}[/bold red]")
+    for side in "ab":
+        console.OUT.print(f"{side.upper()}: {escape(document[side]['folder'])}")
+    words = {True: "yes", False: "no", None: "–"}
+    for key, level in found.levels.items():
+        counts = f"n = {level.n[0]:,}" if level.n[0] == level.n[1] else f"n = {level.n[0]:,} (A), {level.n[1]:,} (B)"
+        table = make_table(f"{LEVELS[key]} ({counts}): {document['split']}", ["", "A", "B", "B - A", "leaves out 0"])
+        for name, one in level.figures.items():
+            if key == "image" or name in (RECOGNITION_RATE, *SHORT):
+                sides = (interval(Interval(value)) for value in (one.a, one.b))
+                table.add_row(TITLES[name], *sides, interval(one.difference), words[one.leaves_out_zero])
+        console.OUT.print(table)
+    for note in (*found.notes, *document["apart"]):
+        console.OUT.print(f"[dim]- {escape(note)}[/dim]")
     console.OUT.print(str(result.out))
 
 
