@@ -13,10 +13,11 @@ from typing import Annotated, Any
 import typer
 
 from breastcli import __version__
-from breastcli.config import JOBS, JobConfig, field_types, flag_of
+from breastcli.config import JOBS, JobConfig, field_types
 from breastcli.configfile import read_section, resolve, to_yaml
 from breastcli.errors import UserError
 from breastcli.launch import num_processes, process_rank
+from breastcli.options import flag_of
 
 SUMMARIES = {
     "prepare": "Turn a raw data set into one array of images with a split that does not leak.",

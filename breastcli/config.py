@@ -3,43 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import typing
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
-from breastcli.errors import UsageError
+from breastcli.options import check, option
 
 MAGNIFICATIONS = ("40X", "100X", "200X", "400X")
 SPLITS = ("train", "val", "test")
 COMPARED = ("prepare", "input", "training", "inference", "stain", "cams", "gan-metrics", "intervals")
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    choices: tuple[str, ...] = (),
-    at_least: float | None = None,
-    below: float | None = None,
-    metavar: str | None = None,
-    positional: bool = False,
-) -> Any:
-    """Declare a dataclass field that is also a YAML key and a flag.
-
-    Args:
-        default: the value when neither flag nor YAML gives one.
-        help: one line shown by ``--help``.
-        choices: the accepted values; empty where any value of the type is accepted.
-        at_least: smallest accepted number.
-        below: the number that an accepted value must stay under.
-        metavar: what ``--help`` shows for the value.
-        positional: an argument instead of a flag.
-    """
-    details = {"help": help, "choices": choices, "at_least": at_least, "below": below}
-    details |= {"metavar": metavar or "|".join(choices) or None, "positional": positional}
-    return dataclasses.field(default=default, metadata=details)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +29,7 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check(field, getattr(self, field.name))
+            check(field, getattr(self, field.name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,6 +239,8 @@ class EvaluateConfig(JobConfig):
         metavar="T|val-youden|val-sensitivity=S",
     )
     tta: str = option("none", "Test-time augmentation: d4 averages the eight flips and turns.", choices=("none", "d4"))
+    calibrate: bool = option(False, "Scale the probabilities by a temperature fitted on validation images.")
+    compare: bool = option(False, "Compare two evaluated folders, A and B: every figure of B minus that of A.")
     embedding: bool = option(False, "Also draw the embedding and the angles within and between classes.")
     batch_size: int = option(64, "Images per step.", at_least=1)
     resamples: int = option(2000, "Bootstrap resamples for the intervals.", at_least=100)
@@ -363,31 +337,3 @@ JOBS: dict[str, type[JobConfig]] = {
 def field_types(kind: type[JobConfig]) -> dict[str, Any]:
     """Return the resolved type of every field of a job's configuration."""
     return typing.get_type_hints(kind)
-
-
-def flag_of(name: str) -> str:
-    """Return the flag of a field: ``batch_size`` is ``--batch-size``."""
-    return "--" + name.replace("_", "-")
-
-
-def _check(field: dataclasses.Field[Any], value: Any) -> None:
-    """Check one value against its declared type, choices and range."""
-    if value is None and field.default is None:
-        return
-    accepted = {"int": int, "float": (int, float), "bool": bool, "str": str, "tuple": tuple}
-    kind = str(field.type).split("[")[0].split(" ")[0]
-    wrong = not isinstance(value, accepted[kind]) or (isinstance(value, bool) and kind != "bool")
-    if wrong:
-        raise UsageError(f"{flag_of(field.name)} {value!r}: expected {kind}", fix="check the value's type")
-    rules = field.metadata
-    name = field.name.upper() if rules["positional"] else flag_of(field.name)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{name} {value}: not a finite number", fix="give one")
-    if rules["choices"] and value not in rules["choices"]:
-        near = get_close_matches(str(value), rules["choices"], n=1)
-        fix = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(rules['choices'])}"
-        raise UsageError(f"{name} {value}: not accepted", fix=fix)
-    if rules["at_least"] is not None and not value >= rules["at_least"]:
-        raise UsageError(f"{flag_of(field.name)} {value}: too small", fix=f"use {rules['at_least']} or more")
-    if rules["below"] is not None and not value < rules["below"]:
-        raise UsageError(f"{flag_of(field.name)} {value}: too large", fix=f"stay below {rules['below']}")

@@ -163,4 +163,15 @@ def interval(figure: Interval) -> str:
         return "–"
     if figure.low != figure.low:
         return f"{figure.value:.3f}"
-    return f"{figure.value:.3f} [dim]({figure.low:.3f}–{figure.high:.3f})[/dim]"
+    between = " to " if figure.low < 0 else "–"  # a dash beside a minus sign cannot be read
+    return f"{figure.value:.3f} [dim]({figure.low:.3f}{between}{figure.high:.3f})[/dim]"
+
+
+def read_interval(values: dict[str, float | None]) -> Interval:
+    """Return the interval that a JSON document holds."""
+    return Interval(*(float("nan") if values[name] is None else values[name] for name in ("value", "low", "high")))
+
+
+def plain_figure(value: float | None) -> str:
+    """Return a figure without an interval; a dash stands for what is not known."""
+    return "–" if value is None else f"{value:.3f}"

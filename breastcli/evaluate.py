@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import math
 import re
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from breastcli.data.loading import load_batches, make_batches
 from breastcli.data.store import PreparedData
 from breastcli.errors import UsageError, UserError
 from breastcli.files import claim_folder, replacing, write_json
+from breastcli.metrics.calibration import describe_calibration, fit_temperature, is_at_bound, temper
 from breastcli.metrics.classification import (
     PatientScores,
     choose_threshold,
@@ -33,13 +33,15 @@ from breastcli.parsing import parse_magnification
 from breastcli.progress import SILENT, Progress
 from breastcli.records import Predictions, Scores, stamp_of, strings
 from breastcli.reporting import plots
+from breastcli.reporting.comparison import write_comparison
 from breastcli.reporting.embedding_plot import plot_embedding
 from breastcli.reporting.report import write_report
 from breastcli.system.checkpoint import load_checkpoint, read_facts
+from breastcli.system.comparing import ComparisonResult, compare_folders, find_sides, is_evaluated
 from breastcli.system.inference import predict_log_probs
 from breastcli.system.reuse import describe_predictions, find_predictions, prediction_key
-from breastcli.system.runfolder import EMBEDDING_PLOT, INFO, METRICS, PREDICTIONS, Run, find_run, git_state, versions
-from breastcli.system.runtime import describe_device, resolve_device, resolve_precision
+from breastcli.system.runfolder import EMBEDDING_PLOT, METRICS, PREDICTIONS, Run, describe_pool, find_run
+from breastcli.system.runtime import resolve_device, resolve_precision
 from breastcli.system.transfer import saw_synthetic
 
 logger = logging.getLogger(__name__)
@@ -80,12 +82,16 @@ class EvaluateResult:
 class _Evaluated:
     """One run's predictions; ``embeddings`` is (N, D), or (N, 0) where nobody asked for them.
 
-    ``synthetic`` tells whether it was trained with synthetic images; ``key`` names what the probabilities depend on.
+    ``uncalibrated`` holds the probabilities (N, K) before they were scaled by ``temperature``, which is None where
+    nobody asked for that. ``synthetic`` tells whether it was trained with synthetic images; ``key`` names what the
+    probabilities depend on.
     """
 
     run: Run
     data: PreparedData
     predictions: Predictions
+    uncalibrated: np.ndarray
+    temperature: float | None
     threshold: float | None
     epoch: int
     synthetic: bool
@@ -93,18 +99,22 @@ class _Evaluated:
     key: str
 
 
-def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateResult:
+def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateResult | ComparisonResult:
     """Predict the held-out images of one run, or of the folds of a cross-validation, and score them.
 
     Several runs are pooled: every image is predicted once, by the run that did not train on it, and the figures of the
     single runs are given beside the pooled ones. What a run's own evaluation predicted before with the same weights,
     images and arithmetic is taken again instead of computed.
 
+    With ``compare`` the two folders' evaluations are set beside each other; a run without one is evaluated first.
+
     Raises:
         UsageError: an option that cannot be accepted.
         UserError: a run, its data or the output folder cannot be used.
     """
     started = time.monotonic()
+    if config.compare:
+        return _compare(config, progress, started)
     runs = _find_runs(config)
     root = _root(runs)
     out = Path(config.out) if config.out else root / "evaluate" / config.split
@@ -117,6 +127,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
     patient = score_patients(predictions, **settings)
     by_magnification = score_subsets(predictions, "magnification", **settings)
     by_subtype = score_subsets(predictions, "subtype", **settings)
+    before, calibration = _calibration(parts, predictions, settings) if config.calibrate else (None, None)
     document = {
         **_provenance(parts, config),
         "image": image.to_json(),
@@ -124,20 +135,33 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
         "by_magnification": {name: scores.to_json() for name, scores in by_magnification.items()},
         "by_subtype": {name: scores.to_json() for name, scores in by_subtype.items()},
         **_spread(parts, settings),
+        "calibration": calibration,
         "embedding": _draw_embedding(out, parts[0]) if config.embedding else None,
     }
     with replacing(out / PREDICTIONS) as temporary:
         predictions.to_csv(temporary)
     document["predictions"] = describe_predictions(out / PREDICTIONS, parts[0].key if len(parts) == 1 else None)
-    _draw_plots(out, predictions, image, document["dataset"])
+    _draw_plots(out, predictions, before, image, document["dataset"])
     if not config.embedding:
         (out / EMBEDDING_PLOT).unlink(missing_ok=True)  # an earlier evaluation's
     write_json(out / METRICS, document)
     if len(runs) > 1:
-        _describe_pool(root, parts, device, config, time.monotonic() - started)
-    report = write_report(root)
-    seconds = time.monotonic() - started
-    return EvaluateResult(out, report, document, image, patient, by_magnification, by_subtype, seconds)
+        describe_pool(root, runs, device, config.seed, time.monotonic() - started)
+    found = (document, image, patient, by_magnification, by_subtype)
+    return EvaluateResult(out, write_report(root), *found, time.monotonic() - started)
+
+
+def _compare(config: EvaluateConfig, progress: Progress, started: float) -> ComparisonResult:
+    folders = find_sides(config)
+    name = "-".join(["compare", *(folder.resolve().name for folder in folders)])
+    out = Path(config.out) if config.out else folders[0].parent / name
+    claim_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out")
+    for folder in folders:
+        if not is_evaluated(folder, config.split):
+            evaluate(dataclasses.replace(config, runs=(str(folder),), compare=False, out=None), progress)
+    document, found = compare_folders(folders, config)
+    write_comparison(out, document, found)
+    return ComparisonResult(out, document, found, time.monotonic() - started)
 
 
 def _find_runs(config: EvaluateConfig) -> list[Run]:
@@ -148,7 +172,15 @@ def _find_runs(config: EvaluateConfig) -> list[Run]:
         raise UsageError("evaluate needs a run folder", fix="breastcli evaluate RUN, or --run latest")
     if config.embedding and len(names) > 1:
         raise UsageError("--embedding: several networks have no embedding in common", fix="evaluate one run at a time")
+    fitted = "--calibrate" if config.calibrate else f"--threshold {config.threshold}"
+    if config.split == "val" and _needs_validation(config):
+        raise UsageError(f"{fitted}: would be fitted on the images it scores", fix="score the test split")
     return [find_run(name) for name in names]
+
+
+def _needs_validation(config: EvaluateConfig) -> bool:
+    """Return whether something is fitted on validation images."""
+    return config.calibrate or config.threshold.startswith("val-")
 
 
 def _root(runs: list[Run]) -> Path:
@@ -164,8 +196,9 @@ def _evaluate_run(run: Run, config: EvaluateConfig, device: torch.device, progre
     if config.threshold != "0.5" and len(data.classes) != 2:
         raise UsageError(f"--threshold {config.threshold}: needs two classes, not {len(data.classes)}")
     dtype = resolve_precision(config.precision, device)
-    key = prediction_key(run, data, split=config.split, tta=config.tta, dtype=dtype, device=device)
-    only_scores = not config.embedding and not config.threshold.startswith("val-")
+    how = {"split": config.split, "tta": config.tta, "calibrate": config.calibrate}
+    key = prediction_key(run, data, **how, dtype=dtype, device=device)
+    only_scores = not config.embedding and not _needs_validation(config)
     earlier = find_predictions(run, config.split, key) if only_scores else None
     model, facts = (None, read_facts(run.best)) if earlier else load_checkpoint(run.best, device)
     if facts is None or tuple(facts["classes"]) != data.classes:
@@ -178,11 +211,9 @@ def _evaluate_run(run: Run, config: EvaluateConfig, device: torch.device, progre
     else:
         keep = (lambda embedding: kept.append(embedding.cpu())) if config.embedding else (lambda embedding: None)
         probs = _predict(run, data, rows, config.split, model, config, device, progress, keep)
-    threshold = None
-    predicted = probs.argmax(axis=1)
-    if len(data.classes) == 2:
-        threshold = _threshold(run, data, model, config, device, progress)
-        predicted = (probs[:, 1] >= threshold).astype(np.int64)
+    uncalibrated = probs
+    temperature, threshold, probs = _fit(run, data, probs, model, config, device, progress)
+    predicted = probs.argmax(axis=1) if threshold is None else (probs[:, 1] >= threshold).astype(np.int64)
     records = [data.rows[row].record for row in rows]
     columns = {name: strings(getattr(record, name) or "" for record in records) for name in COLUMNS}
     columns["run"] = strings(run.folder.name for _ in records)
@@ -191,7 +222,9 @@ def _evaluate_run(run: Run, config: EvaluateConfig, device: torch.device, progre
     ids = strings(record.image_id for record in records)
     predictions = Predictions(ids, data.classes, probs, predicted, data.labels[rows], columns)
     embeddings = torch.cat(kept).numpy() if kept else np.zeros((len(rows), 0), dtype=np.float32)
-    return _Evaluated(run, data, predictions, threshold, int(facts["epoch"]), saw_synthetic(facts), embeddings, key)
+    epoch, synthetic = int(facts["epoch"]), saw_synthetic(facts)
+    fitted = (uncalibrated, temperature, threshold)
+    return _Evaluated(run, data, predictions, *fitted, epoch, synthetic, embeddings, key)
 
 
 def _select(run: Run, data: PreparedData, split: str) -> np.ndarray:
@@ -225,23 +258,33 @@ def _predict(
     return log_probs.exp().numpy()
 
 
-def _threshold(
+def _fit(
     run: Run,
     data: PreparedData,
+    probs: np.ndarray,
     model: Classifier | None,
     config: EvaluateConfig,
     device: torch.device,
     progress: Progress,
-) -> float:
-    """Return the decision threshold; a ``val-`` rule is fitted on validation images, never on those to be scored."""
-    if not config.threshold.startswith("val-"):
-        return choose_threshold(np.zeros(0), np.zeros(0), config.threshold)
-    if config.split == "val":
-        raise UsageError(f"--threshold {config.threshold}: would be fitted on the images it scores", fix="use a number")
-    assert model is not None  # whoever asks for such a rule loads it
-    rows = _select(run, data, "val")
-    probs = _predict(run, data, rows, "val", model, config, device, progress)
-    return choose_threshold(data.labels[rows], probs[:, 1], config.threshold)
+) -> tuple[float | None, float | None, np.ndarray]:
+    """Return temperature, decision threshold and the probabilities (n, K) that the threshold acts on.
+
+    What is fitted is fitted on validation images, never on those to be scored: first the temperature, then the
+    threshold on the probabilities that it gives.
+    """
+    labels, held_out, temperature = np.zeros(0), np.zeros((0, len(data.classes))), None
+    if _needs_validation(config):
+        assert model is not None  # whoever asks for such a rule loads it
+        rows = _select(run, data, "val")
+        labels, held_out = data.labels[rows], _predict(run, data, rows, "val", model, config, device, progress)
+    if config.calibrate:
+        temperature = fit_temperature(held_out, labels)
+        if is_at_bound(temperature):
+            logger.warning("%s: no temperature fits; %.3g is the bound", run.folder, temperature)
+        probs, held_out = temper(probs, temperature), temper(held_out, temperature)
+    if len(data.classes) != 2:
+        return temperature, None, probs
+    return temperature, choose_threshold(labels, held_out[:, 1], config.threshold), probs
 
 
 def _pool(parts: list[_Evaluated]) -> Predictions:
@@ -306,12 +349,23 @@ def _spread(parts: list[_Evaluated], settings: dict[str, int]) -> dict[str, Any]
     return {"folds": folds, "spread": spread}
 
 
-def _draw_plots(out: Path, predictions: Predictions, image: Scores, dataset: dict[str, Any]) -> None:
+def _calibration(
+    parts: list[_Evaluated], predictions: Predictions, settings: dict[str, int]
+) -> tuple[Predictions, dict[str, Any]]:
+    """Return the predictions as they were before calibration, and what it did to them."""
+    before = dataclasses.replace(predictions, probs=np.concatenate([part.uncalibrated for part in parts]))
+    temperatures = [part.temperature for part in parts]
+    return before, describe_calibration(before, predictions, temperatures, **settings)
+
+
+def _draw_plots(
+    out: Path, predictions: Predictions, before: Predictions | None, image: Scores, dataset: dict[str, Any]
+) -> None:
     stamp = stamp_of(dataset["leaky"], dataset["drawn"], dataset["synthetic"])
     plots.plot_confusion(image, out / "confusion.png", stamp=stamp)
     plots.plot_roc(predictions, out / "roc.png", stamp=stamp)
     plots.plot_precision_recall(predictions, out / "precision_recall.png", stamp=stamp)
-    plots.plot_reliability(predictions, out / "reliability.png", stamp=stamp)
+    plots.plot_reliability(predictions, out / "reliability.png", before, stamp=stamp)
     if all(predictions.column("patient")):
         plots.plot_patients(predictions, out / "patients.png", stamp=stamp)
 
@@ -324,24 +378,3 @@ def _draw_embedding(out: Path, part: _Evaluated) -> dict[str, float | None]:
     assert labels is not None
     angles = plot_embedding(part.embeddings, labels, part.data.classes, out / EMBEDDING_PLOT, stamp=stamp)
     return {name: None if math.isnan(value) else value for name, value in angles.items()}
-
-
-def _describe_pool(
-    root: Path, parts: list[_Evaluated], device: torch.device, config: EvaluateConfig, seconds: float
-) -> None:
-    """Write a ``run.json`` for the folder of pooled runs, which nothing trained."""
-    first = parts[0].run
-    values = {
-        "command": "evaluate",
-        "argv": sys.argv,
-        "status": "finished",
-        "device": describe_device(device),
-        "seed": config.seed,
-        "seconds": round(seconds, 1),
-        "versions": versions(),
-        "git": git_state(),
-        "dataset": first.info["dataset"],
-        "runs": [str(part.run.folder) for part in parts],
-        "train": dataclasses.asdict(first.config),
-    }
-    write_json(root / INFO, values)

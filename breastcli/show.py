@@ -7,16 +7,17 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from breastcli import console
-from breastcli.console import escape, interval, make_table
+from breastcli.console import escape, interval, make_table, plain_figure, read_interval
 from breastcli.records import Interval, Scores
+from breastcli.show_benchmark import show_benchmark
 
 if TYPE_CHECKING:
-    from breastcli.benchmark import BenchmarkResult
     from breastcli.evaluate import EvaluateResult
     from breastcli.explain import ExplainResult
     from breastcli.predict import PredictResult
     from breastcli.prepare import PrepareResult
     from breastcli.synthesize import SynthesizeResult
+    from breastcli.system.comparing import ComparisonResult
     from breastcli.train import TrainResult
 
 SHORT = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1_weighted", "roc_auc")
@@ -84,8 +85,8 @@ def _show_assessment(document: dict[str, Any]) -> None:
     console.OUT.print(table)
     table = make_table("classes", ["", "n", "diversity", "of real", "KID to training", "recognised as such"])
     for row in document["classes"]:
-        figures = [_plain_figure(row[key]) for key in ("diversity", "real_diversity")]
-        agreement = interval(_read_interval(row["agreement"])) if row["agreement"] else "–"
+        figures = [plain_figure(row[key]) for key in ("diversity", "real_diversity")]
+        agreement = interval(read_interval(row["agreement"])) if row["agreement"] else "–"
         table.add_row(escape(row["class"]), f"{row['n']:,}", *figures, _spread(row["kid"], 4), agreement)
     console.OUT.print(table)
     near = document["neighbours"]
@@ -104,10 +105,6 @@ def _spread(figure: dict[str, float | None], digits: int) -> str:
     return f"{figure['mean']:.{digits}f}" + ("" if figure["sd"] is None else f" ± {figure['sd']:.{digits}f}")
 
 
-def _plain_figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
 def show_train(result: TrainResult) -> None:
     """Print the best epoch."""
     console.stamp(result.leaky, result.drawn, synthetic=result.num_synthetic > 0)
@@ -122,10 +119,14 @@ def show_train(result: TrainResult) -> None:
     console.OUT.print(str(result.out))
 
 
-def show_evaluate(result: EvaluateResult) -> None:
-    """Print all figures at image and patient level, and the short ones of every subset."""
+def show_evaluate(result: EvaluateResult | ComparisonResult) -> None:
+    """Print all figures at image and patient level, and the short ones of every subset; or two runs' differences."""
     from breastcli.metrics.classification import METRICS
+    from breastcli.system.comparing import ComparisonResult
 
+    if isinstance(result, ComparisonResult):
+        _show_comparison(result)
+        return
     dataset = result.document["dataset"]
     console.stamp(dataset["leaky"], dataset["drawn"], synthetic=dataset["synthetic"])
     image, patient = result.image, result.patient
@@ -139,6 +140,8 @@ def show_evaluate(result: EvaluateResult) -> None:
         levels = [image, *([patient.vote, patient.mean] if patient else [])]
         table.add_row(metric.title, *(interval(scores.overall[name]) for scores in levels))
     console.OUT.print(table)
+    if result.document["calibration"]:
+        _show_calibration(result.document["calibration"])
     if len(result.by_magnification) > 1:
         _show_subsets("magnification", result.by_magnification, SHORT)
     if len(result.by_subtype) > 1:
@@ -148,6 +151,40 @@ def show_evaluate(result: EvaluateResult) -> None:
     for note in image.notes:
         console.OUT.print(f"[dim]- {escape(note)}[/dim]")
     console.OUT.print(f"report: {result.report}")
+    console.OUT.print(str(result.out))
+
+
+def _show_calibration(document: dict[str, Any]) -> None:
+    from breastcli.metrics.calibration import TITLES
+
+    temperatures = ", ".join(f"{value:.3f}" for value in document["temperatures"])
+    heads = {"before": "before", "after": "calibrated", "difference": "difference"}
+    table = make_table(f"calibration (lower is better), temperature {temperatures}", ["", *heads.values()])
+    for name, title in TITLES.items():
+        table.add_row(title, *(interval(read_interval(document[side][name])) for side in heads))
+    console.OUT.print(table)
+
+
+def _show_comparison(result: ComparisonResult) -> None:
+    """Print every figure that counts images and the short ones that count patients: A, B, and B - A."""
+    from breastcli.metrics.comparison import LEVELS, RECOGNITION_RATE, TITLES
+
+    document, found = result.document, result.comparison
+    if document["stamp"]:
+        console.OUT.print(f"[bold red]{escape(document['stamp'])}[/bold red]")
+    for side in "ab":
+        console.OUT.print(f"{side.upper()}: {escape(document[side]['folder'])}")
+    words = {True: "yes", False: "no", None: "–"}
+    for key, level in found.levels.items():
+        counts = f"n = {level.n[0]:,}" if level.n[0] == level.n[1] else f"n = {level.n[0]:,} (A), {level.n[1]:,} (B)"
+        table = make_table(f"{LEVELS[key]} ({counts}): {document['split']}", ["", "A", "B", "B - A", "leaves out 0"])
+        for name, one in level.figures.items():
+            if key == "image" or name in (RECOGNITION_RATE, *SHORT):
+                sides = (interval(Interval(value)) for value in (one.a, one.b))
+                table.add_row(TITLES[name], *sides, interval(one.difference), words[one.leaves_out_zero])
+        console.OUT.print(table)
+    for note in (*found.notes, *document["apart"]):
+        console.OUT.print(f"[dim]- {escape(note)}[/dim]")
     console.OUT.print(str(result.out))
 
 
@@ -166,7 +203,7 @@ def show_explain(result: ExplainResult) -> None:
         table = make_table(f"localisation on {counted}, {localisation['rule']}: means over images", heads)
         for name, one in localisation["methods"].items():
             shown = titles.get(name, f"[dim]{name} (baseline)[/dim]")
-            table.add_row(shown, *(interval(_read_interval(one["mean"][key])) for key in keys))
+            table.add_row(shown, *(interval(read_interval(one["mean"][key])) for key in keys))
         console.OUT.print(table)
         for line in _difference_lines(localisation["differences"], titles):
             console.OUT.print(f"- {line}")
@@ -181,7 +218,7 @@ def show_explain(result: ExplainResult) -> None:
         for name, one in faithfulness["methods"].items():
             table.add_row(
                 titles.get(name, f"[dim]{name} (baseline)[/dim]"),
-                *(interval(_read_interval(v)) for v in one.values()),
+                *(interval(read_interval(v)) for v in one.values()),
             )
         console.OUT.print(table)
         for name, check in faithfulness["randomisation"].items():
@@ -202,7 +239,7 @@ def _difference_lines(differences: dict[str, Any], titles: dict[str, str]) -> It
     first = "dtgradcam" if "dtgradcam" in differences else next(iter(differences))
     for name, figures in differences[first].items():
         if name in titles:
-            yield f"Dice of {titles[first]} minus {titles[name]}: {interval(_read_interval(figures['dice']))}"
+            yield f"Dice of {titles[first]} minus {titles[name]}: {interval(read_interval(figures['dice']))}"
 
 
 def _printed_localisation(methods: Iterable[str]) -> dict[str, str]:
@@ -215,10 +252,6 @@ def _printed_localisation(methods: Iterable[str]) -> dict[str, str]:
         if ranges:
             found[name] = ", ".join(f"{metric} {low:.3f}–{high:.3f}" for metric, (low, high) in ranges.items())
     return found
-
-
-def _read_interval(values: dict[str, float | None]) -> Interval:
-    return Interval(*(float("nan") if values[name] is None else values[name] for name in ("value", "low", "high")))
 
 
 def show_predict(result: PredictResult) -> None:
@@ -237,102 +270,6 @@ def show_predict(result: PredictResult) -> None:
     if result.rejected:
         console.OUT.print(f"- files that could not be read: {len(result.rejected)}")
     console.OUT.print(str(result.out))
-
-
-def show_benchmark(result: BenchmarkResult) -> None:
-    """Print size, speed and convergence of networks, our code beside that of others, and what could not be measured."""
-    document = result.document
-    console.OUT.print(f"{document['device']}, {document['processor']}, {document['precision']}")
-    if document["networks"]:
-        _show_networks(document)
-    if document["convergence"]:
-        _show_convergence(document)
-    if document["pairs"]:
-        table = make_table(
-            f"ours / theirs, in turn: medians of up to {document['rounds']} rounds", ["", "ours", "theirs", "", "ratio"]
-        )
-        for one in document["pairs"]:
-            ratio = f"{_figure(one['ratio'])} [dim]({_figure(one['ratio_low'])}–{_figure(one['ratio_high'])})[/dim]"
-            table.add_row(
-                escape(one["title"]) + (f"\n[dim]{escape(one['remark'])}[/dim]" if one["remark"] else ""),
-                _figure(one["ours"]),
-                escape(one["missing"]) or _figure(one["theirs"]),
-                one["unit"],
-                "–" if one["ratio"] is None else ratio,
-            )
-        console.OUT.print(table)
-    if document["help"]:
-        console.OUT.print(f"- breastcli --help, whole process: {document['help']['median_s']:.2f} s")
-    for name, problem in document["problems"].items():
-        console.OUT.print(f"[bold red]{name} could not be measured: {escape(problem)}[/bold red]")
-    console.OUT.print(str(result.out))
-
-
-def _show_networks(document: dict[str, Any]) -> None:
-    heads = ["", "pixels", "parameters", "in a paper", "GFLOPs", "MB", "training", "inference", "p50, p95"]
-    title = f"networks: images/s in batches of {document['batch_size']}, percentiles of one image's ms"
-    table = make_table(title, [*heads, "memory MB"])
-    for one in document["networks"]:
-        whole = ["" if one[name] is None else f"{one[name]:,}" for name in ("size_px", "parameters", "printed")]
-        names = ("gflops", "checkpoint_mb", "training_images_per_s", "inference_images_per_s")
-        latency = f"{_figure(one['latency_p50_ms'])}, {_figure(one['latency_p95_ms'])}"
-        memory = _figure(one["training_memory_mb"])
-        table.add_row(escape(one["arch"]), *whole, *(_figure(one[name]) for name in names), latency, memory)
-    console.OUT.print(table)
-    for one in document["networks"]:
-        if one["remark"]:
-            console.OUT.print(f"[dim]- {escape(one['arch'])}: {escape(one['remark'])}[/dim]")
-        if one["problem"]:
-            console.OUT.print(f"[bold red]- {escape(one['arch'])}: {escape(one['problem'])}[/bold red]")
-    for convention in document["conventions"]:
-        console.OUT.print(f"[dim]- {escape(convention)}[/dim]")
-
-
-def _show_convergence(document: dict[str, Any]) -> None:
-    """Print the time to converge and the test scores of each network, the papers' figures beside ours."""
-    rows, protocol = document["convergence"], document["protocol"]
-    if protocol["stamp"]:
-        console.OUT.print(f"[bold red]{escape(protocol['stamp'])}[/bold red]")
-    counts = ", ".join(f"{name} {count:,}" for name, count in protocol["num_images"].items())
-    title = f"convergence: {protocol['title']}, magnification {protocol['magnification']}, images: {counts}"
-    heads = ["", "parameters", "converged s", "paper", "at epoch", "all s", "epochs", "best", "images/s", "paper"]
-    table = make_table(title, heads)
-    for one in rows:
-        paper, keys = one["paper"], ("parameters", "convergence_epoch", "epochs", "best_epoch")
-        parameters, epoch, *epochs = ("–" if one[key] is None else f"{one[key]:,}" for key in keys)
-        seconds = [_figure(one["convergence_s"]), _figure(paper["convergence_s"]), epoch]
-        speeds = [_figure(one["images_per_s"]), _figure(paper["images_per_s"])]
-        table.add_row(escape(one["arch"]), parameters, *seconds, _figure(one["total_s"]), *epochs, *speeds)
-    console.OUT.print(table)
-    _show_convergence_scores(rows)
-    for one in rows:
-        if one["reason"]:
-            console.OUT.print(f"- {escape(one['arch'])} has not converged: {one['reason']}")
-        if one["problem"]:
-            console.OUT.print(f"[bold red]- {escape(one['arch'])}: {escape(one['problem'])}[/bold red]")
-    machine = f"{protocol['device']}, {document['processor']}, {document['num_cores']} cores, {protocol['precision']}"
-    for note in (protocol["rule"], *protocol["conventions"], f"measured on: {machine}", *protocol["papers"]):
-        console.OUT.print(f"[dim]- {escape(note)}[/dim]")
-
-
-def _show_convergence_scores(rows: list[dict[str, Any]]) -> None:
-    heads = ["", "n", "balanced accuracy", "accuracy", "paper", "ROC AUC"]
-    table = make_table("test scores of the best epoch, with 95 % intervals", heads)
-    for one in rows:
-        images = escape(one["arch"]), _plain_figure(one["paper"]["accuracy"])
-        for level, (name, printed) in (("image", images), ("patient", ("", ""))):
-            if one[level]["n"] is not None:
-                keys = ("balanced_accuracy", "accuracy", "roc_auc")
-                balanced, accuracy, area = (interval(_read_interval(one[level][key])) for key in keys)
-                table.add_row(name, f"{one[level]['n']:,} {level}s", balanced, accuracy, printed, area)
-    console.OUT.print(table)
-
-
-def _figure(value: float | None) -> str:
-    """Return a figure of a benchmark with three digits or all before its point."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
 
 
 def _show_subsets(title: str, subsets: dict[str, Scores], metrics: tuple[str, ...]) -> None:

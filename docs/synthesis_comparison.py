@@ -14,13 +14,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from breastcli.config import EvaluateConfig, TrainConfig
 from breastcli.data.store import PreparedData
 from breastcli.evaluate import evaluate
-from breastcli.metrics.figures import ranking_areas
-from breastcli.metrics.intervals import percentile_interval, resampled_weights
+from breastcli.metrics.classification import score_images
+from breastcli.metrics.comparison import compare_predictions
 from breastcli.records import Predictions
 from breastcli.train import train
 
@@ -32,7 +30,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "traditional+oversampling": {"augment": "deebani", "imbalance": "oversample"},
     "traditional+cwgan": {"augment": "deebani", "extra": True},
 }
-RESAMPLES = 2000
+FIGURES = {
+    "roc_auc": "ROC AUC",
+    "balanced_accuracy": "balanced accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+}
 
 
 def train_arm(arm: str, fold: int, given: argparse.Namespace) -> None:
@@ -61,43 +64,23 @@ def train_arm(arm: str, fold: int, given: argparse.Namespace) -> None:
 
 
 def read_arm(arm: str, num_folds: int, folder: Path) -> Predictions:
-    """Return the test predictions of all folds, in one order for all arms."""
+    """Return the test predictions of all folds."""
     parts = [Predictions.from_csv(folder / f"{arm}-{fold}/evaluate/test/predictions.csv") for fold in range(num_folds)]
-    pooled = Predictions.concatenate(parts)
-    return pooled.select(np.argsort(pooled.image_ids.astype(str)))
-
-
-def figures(predictions: Predictions, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Return (1 + R,) of each figure, on the data themselves and on every resample.
-
-    Args:
-        predictions: N images of two classes.
-        weights: (N, 1 + R) how often each resample holds each image.
-    """
-    positive, called = predictions.labels == 1, predictions.predicted == 1
-    areas, _ = ranking_areas(predictions.probs[:, 1], positive, weights)
-    with np.errstate(invalid="ignore"):
-        sensitivity = weights[positive & called].sum(axis=0) / weights[positive].sum(axis=0)
-        specificity = weights[~positive & ~called].sum(axis=0) / weights[~positive].sum(axis=0)
-    found = {"ROC AUC": areas, "balanced accuracy": (sensitivity + specificity) / 2}
-    return found | {"sensitivity": sensitivity, "specificity": specificity}
+    return Predictions.concatenate(parts)
 
 
 def print_table(num_folds: int, folder: Path) -> None:
     """Print every arm's figures and their differences from the first one, with 95 % intervals over examinations."""
     arms = {arm: read_arm(arm, num_folds, folder) for arm in ARMS}
-    first = arms["none"]
-    counts, member = resampled_weights(first.groups(), RESAMPLES, 0)
-    values = {arm: figures(predictions, counts[:, member].T) for arm, predictions in arms.items()}
-    print(f"| arm | {' | '.join(values['none'])} | ROC AUC minus none | balanced accuracy minus none |")
-    print("|---|" + "---|" * (len(values["none"]) + 2))
-    for arm, found in values.items():
-        assert (arms[arm].image_ids == first.image_ids).all()
-        differences = [found[name] - values["none"][name] for name in ("ROC AUC", "balanced accuracy")]
-        cells = []
-        for one in [*found.values(), *differences]:
-            interval = percentile_interval(one[0], one[1:])
-            cells.append(f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})")
+    print(f"| arm | {' | '.join(FIGURES.values())} | ROC AUC minus none | balanced accuracy minus none |")
+    print("|---|" + "---|" * (len(FIGURES) + 2))
+    for arm, predictions in arms.items():
+        found = score_images(predictions).overall
+        compared = compare_predictions(arms["none"], predictions)
+        assert compared.num_common == len(arms["none"]) == len(predictions)
+        differences = [compared.levels["image"].figures[name].difference for name in ("roc_auc", "balanced_accuracy")]
+        intervals = [*(found[name] for name in FIGURES), *differences]
+        cells = (f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})" for one in intervals)
         print(f"| {arm} | {' | '.join(cells)} |")
 
 

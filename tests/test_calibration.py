@@ -1,8 +1,21 @@
 import numpy as np
 import pytest
-from sklearn.metrics import brier_score_loss
+from scipy.optimize import minimize_scalar
+from sklearn.metrics import brier_score_loss, log_loss
 
-from breastcli.metrics.calibration import brier, expected_calibration_error, reliability_table
+from breastcli.metrics.calibration import (
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    brier,
+    describe_calibration,
+    expected_calibration_error,
+    fit_temperature,
+    is_at_bound,
+    log_losses,
+    reliability_table,
+    temper,
+)
+from breastcli.records import Predictions, strings
 
 
 def _random(num_classes, n=400):
@@ -62,3 +75,80 @@ def test_reliability_table_by_hand():
     assert table.accuracy[[1, 3]] == pytest.approx([1, 2 / 3])
     assert np.isnan(table.confidence[[0, 2]]).all()
     assert np.isnan(table.accuracy[[0, 2]]).all()
+
+
+def _softmax(logits):
+    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return raised / raised.sum(axis=1, keepdims=True)
+
+
+def _drawn_from(probs, rng):
+    """Labels that come out as often as their probabilities say."""
+    return (probs.cumsum(axis=1) < rng.random((len(probs), 1))).sum(axis=1)
+
+
+@pytest.mark.parametrize("num_classes", [2, 5])
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_the_temperature_that_spoilt_calibrated_probabilities_is_found(temperature, num_classes):
+    rng = np.random.default_rng(num_classes)
+    logits = rng.normal(scale=1.5, size=(20_000, num_classes))
+    labels = _drawn_from(_softmax(logits), rng)
+    probs = _softmax(logits * temperature)
+    found = fit_temperature(probs, labels)
+    assert found == pytest.approx(temperature, rel=0.04)
+    best = minimize_scalar(
+        lambda t: log_losses(_softmax(np.log(probs) / t), labels).mean(), bounds=(0.1, 10), method="bounded"
+    )
+    assert found == pytest.approx(best.x, rel=1e-4)
+    calibrated = temper(probs, found)
+    assert (calibrated.argmax(axis=1) == probs.argmax(axis=1)).all()
+    assert calibrated.sum(axis=1) == pytest.approx(np.ones(len(labels)))
+    assert expected_calibration_error(calibrated, labels) < 0.02
+
+
+def test_the_temperature_is_bounded_where_every_image_is_right_or_wrong():
+    probs = np.array([[0.9, 0.1], [0.2, 0.8]])
+    right, wrong = fit_temperature(probs, np.array([0, 1])), fit_temperature(probs, np.array([1, 0]))
+    assert (right, wrong) == pytest.approx((MIN_TEMPERATURE, MAX_TEMPERATURE))
+    assert is_at_bound(right)
+    assert is_at_bound(wrong)
+    assert not is_at_bound(1.0)
+
+
+def test_log_losses_agree_with_scikit_learn_and_a_zero_is_not_infinite():
+    probs, labels = _random(4)
+    assert log_losses(probs, labels).mean() == pytest.approx(log_loss(labels, probs, labels=range(4)), abs=1e-9)
+    impossible = np.array([[0.0, 1.0]])
+    assert np.isfinite(log_losses(impossible, np.array([0]))).all()
+    assert temper(impossible, 2.0) == pytest.approx(impossible)
+    assert 1 <= fit_temperature(np.repeat(impossible, 2, axis=0), np.array([0, 1])) <= MAX_TEMPERATURE
+
+
+def _predictions(probs, labels):
+    names = strings(map(str, range(len(labels))))
+    exams = strings(f"e{row % 25}" for row in range(len(labels)))
+    return Predictions(names, ("a", "b"), probs, probs.argmax(axis=1), labels, {"exam": exams})
+
+
+def test_what_calibration_did_is_told_with_paired_intervals():
+    rng = np.random.default_rng(7)
+    calibrated = _softmax(rng.normal(scale=1.5, size=(800, 2)))
+    labels = _drawn_from(calibrated, rng)
+    before, after = _predictions(temper(calibrated, 1 / 3), labels), _predictions(calibrated, labels)
+    told = describe_calibration(before, after, [3.0], resamples=300, seed=0)
+    for side, probs in (("before", before.probs), ("after", after.probs)):
+        figures = {name: one["value"] for name, one in told[side].items()}
+        assert figures == pytest.approx(
+            {
+                "nll": log_loss(labels, probs),
+                "brier": brier_score_loss(labels, probs[:, 1]),
+                "ece": expected_calibration_error(probs, labels),
+            },
+            abs=1e-9,
+        )
+        assert all(one["low"] < one["value"] < one["high"] for one in (told[side]["nll"], told[side]["brier"]))
+    for name, one in told["difference"].items():
+        assert one["value"] == pytest.approx(told["after"][name]["value"] - told["before"][name]["value"])
+        assert one["high"] < 0, name  # three times too certain: every figure gets better
+    same = describe_calibration(before, before, [1.0], resamples=300, seed=0)["difference"]["nll"]
+    assert same == {"value": 0.0, "low": None, "high": None}

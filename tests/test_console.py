@@ -32,6 +32,7 @@ def test_intervals_are_printed_as_far_as_they_are_known() -> None:
     assert console.interval(Interval(nan)) == "–"
     assert console.interval(Interval(0.5)) == "0.500"
     assert console.interval(Interval(0.5, 0.25, 0.75)) == "0.500 [dim](0.250–0.750)[/dim]"
+    assert console.interval(Interval(0.1, -0.25, 0.75)) == "0.100 [dim](-0.250 to 0.750)[/dim]"
 
 
 def test_long_lists_are_cut_and_names_are_not_markup(printed: io.StringIO, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from breastcli import evaluate as evaluate_module
 from breastcli.config import EvaluateConfig, PrepareConfig, TrainConfig
 from breastcli.data.store import PreparedData
 from breastcli.errors import UsageError, UserError
-from breastcli.evaluate import evaluate
+from breastcli.evaluate import EvaluateResult, evaluate
+from breastcli.metrics.calibration import fit_temperature, temper
+from breastcli.metrics.classification import choose_threshold
 from breastcli.prepare import prepare
 from breastcli.records import Predictions
 from breastcli.train import train
@@ -23,6 +26,10 @@ QUICK = {"device": "cpu", "precision": "fp32", "resamples": 200}
 
 def run(folder: Path, **options: object) -> dict:
     return evaluate(EvaluateConfig(runs=(str(folder),), **(QUICK | options))).document
+
+
+def run_pooled(names: tuple[str, ...], out: Path, **options: object) -> EvaluateResult:
+    return evaluate(EvaluateConfig(runs=names, out=str(out), **(QUICK | options)))
 
 
 def test_outputs_agree_with_each_other_and_with_scikit_learn(own_run: Path, prepared: Path) -> None:
@@ -125,6 +132,50 @@ def test_thresholds_come_from_validation_images_only(own_run: Path, prepared: Pa
         run(own_run, threshold="youden", overwrite=True)
 
 
+def test_the_temperature_is_fitted_on_validation_images_and_applied_before_the_threshold(own_run: Path) -> None:
+    run(own_run, split="val")
+    plain = run(own_run)
+    on_val = Predictions.from_csv(own_run / "evaluate/val/predictions.csv")
+    before = Predictions.from_csv(own_run / "evaluate/test/predictions.csv")
+    document = run(own_run, calibrate=True, threshold="val-youden", overwrite=True)
+    (temperature,) = document["calibration"]["temperatures"]
+    assert temperature == pytest.approx(fit_temperature(on_val.probs, on_val.labels))
+    after = Predictions.from_csv(own_run / "evaluate/test/predictions.csv")
+    assert after.probs == pytest.approx(temper(before.probs, temperature))
+    assert np.abs(after.probs - before.probs).max() > 1e-3
+    expected = choose_threshold(on_val.labels, temper(on_val.probs, temperature)[:, 1], "val-youden")
+    assert document["threshold"]["value"] == pytest.approx(expected)
+    assert np.array_equal(after.predicted, (after.probs[:, 1] >= document["threshold"]["value"]).astype(int))
+    for name in ("brier", "ece"):
+        assert document["calibration"]["before"][name] == pytest.approx(plain["image"]["overall"][name])
+        assert document["calibration"]["after"][name] == pytest.approx(document["image"]["overall"][name])
+    page = (own_run / "report.html").read_text()
+    assert "Before and after calibration" in page
+    assert f"<dd>{temperature:.3f}" in page
+    with pytest.raises(UsageError, match="--calibrate: would be fitted on the images it scores"):
+        run(own_run, split="val", calibrate=True, overwrite=True)
+
+
+def test_calibrated_predictions_are_not_taken_for_others(own_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = run(own_run)
+    calibrated = run(own_run, calibrate=True, overwrite=True)
+    assert calibrated["predictions"]["key"] != plain["predictions"]["key"]
+    assert calibrated["image"]["overall"]["accuracy"] == plain["image"]["overall"]["accuracy"]
+    assert calibrated["image"]["overall"]["roc_auc"] == plain["image"]["overall"]["roc_auc"]
+    assert run(own_run, calibrate=True, overwrite=True)["calibration"] == calibrated["calibration"]
+    again = run(own_run, overwrite=True)
+    assert again == plain
+    assert again["calibration"] is None
+
+
+def test_the_command_tells_what_calibration_did(breastcli: Callable, own_run: Path) -> None:
+    shown = breastcli("evaluate", own_run, "--calibrate", "--resamples", 100, "--device", "cpu").stdout
+    document = json.loads((own_run / "evaluate/test/metrics.json").read_text())
+    assert f"temperature {document['calibration']['temperatures'][0]:.3f}" in shown
+    assert "Negative log-likelihood" in shown
+    assert shown.splitlines()[-1] == str(own_run / "evaluate/test")
+
+
 def test_test_time_augmentation_is_blind_to_position(own_run: Path) -> None:
     """With the mean over the eight positions, turning every image changes nothing but rounding."""
     import torch
@@ -201,6 +252,20 @@ def test_folds_are_pooled_with_their_spread(fold_runs: list[Path]) -> None:
     assert result.image.overall["accuracy"].value == pytest.approx(np.average(parts, weights=sizes))
     assert result.report.is_file()
     assert "tiny-fold2" in result.report.read_text()
+
+
+def test_each_fold_has_its_own_temperature(fold_runs: list[Path], tmp_path: Path) -> None:
+    names = tuple(map(str, fold_runs))
+    before = run_pooled(names, tmp_path / "before").document
+    result = run_pooled(names, tmp_path / "after", calibrate=True)
+    told = result.document["calibration"]
+    assert len(set(told["temperatures"])) == 3
+    for name in ("brier", "ece"):
+        assert told["before"][name] == pytest.approx(before["image"]["overall"][name])
+    raw, scaled = (Predictions.from_csv(tmp_path / name / "predictions.csv") for name in ("before", "after"))
+    for fold, temperature in enumerate(told["temperatures"]):
+        rows = raw.column("run") == f"tiny-fold{fold}"
+        assert scaled.probs[rows] == pytest.approx(temper(raw.probs[rows], temperature))
 
 
 def test_an_image_predicted_twice_is_refused(fold_runs: list[Path]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -94,6 +96,17 @@ def test_same_predictions_give_the_same_bytes(plot, tmp_path):
     plot(make_predictions(num_images=38), tmp_path / "other.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "other.png").read_bytes()
+
+
+def test_reliability_before_and_after_stand_side_by_side(tmp_path, drawn):
+    plain = make_predictions()
+    calibrated = dataclasses.replace(plain, probs=0.5 * plain.probs + 0.25)
+    plots.plot_reliability(calibrated, tmp_path / "plot.png", plain)
+    assert_readable_png(tmp_path / "plot.png", least_width=1500)
+    titles = [axes.get_title(loc="left") for axes in drawn[0].axes if axes.get_title(loc="left")]
+    assert [title.split()[1] for title in titles] == ["before", "after"]
+    labels = [text.get_text() for part in drawn[0].subfigs for text in part.legends[0].get_texts()]
+    assert len([label for label in labels if "ECE" in label]) == 2
 
 
 def test_a_users_matplotlib_settings_change_nothing(tmp_path):

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from breastcli.config import SynthesizeConfig, flag_of
+from breastcli.config import SynthesizeConfig
 from breastcli.configfile import read_section, resolve
 from breastcli.errors import UsageError, UserError
 from breastcli.files import claim_folder, read_json
+from breastcli.options import flag_of
 from breastcli.parsing import parse_magnification
 from breastcli.system.runfolder import CONFIG, HISTORY, INFO, LOG, RESUME, RUNS
 

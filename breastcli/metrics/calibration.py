@@ -1,16 +1,24 @@
-"""How far probabilities can be taken at their word: Brier score, expected calibration error, reliability table.
+"""How far probabilities can be taken at their word, and temperature scaling, which makes them more credible.
 
-All three look at the probabilities alone, never at the decision threshold. The confidence of an image is its largest
+All figures look at the probabilities alone, never at the decision threshold. The confidence of an image is its largest
 class probability (top label), for two classes as for more, so with K classes it lies in [1/K, 1].
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from breastcli.metrics.intervals import percentile_interval, resampled_weights, sum_by_group
+from breastcli.records import Predictions
+
 NUM_BINS = 15
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+NUM_HALVINGS = 50  # of the searched interval: to the last digits of a float64
+TITLES = {"nll": "Negative log-likelihood", "brier": "Brier score", "ece": "ECE"}  # of ``calibration_figures``
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,11 @@ def brier_losses(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return errors[:, -1] if probs.shape[1] == 2 else errors.sum(axis=1)
 
 
+def log_losses(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return (N,) negative logarithms of the probabilities given to the true classes, in nats."""
+    return -_log(probs)[np.arange(len(labels)), labels]
+
+
 def expected_calibration_error(probs: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS) -> float:
     """Return the mean gap between confidence and accuracy over bins, weighted by their size; in [0, 1].
 
@@ -93,6 +106,102 @@ def top_label(
     """
     confidence = probs.max(axis=1)
     return np.searchsorted(_edges(num_bins)[1:-1], confidence), confidence, probs.argmax(axis=1) == labels
+
+
+def calibration_sums(probs: np.ndarray, labels: np.ndarray, member: np.ndarray, num_groups: int) -> np.ndarray:
+    """Return what ``calibration_figures`` needs of each group: its sums can be added up for any set of groups.
+
+    Args:
+        probs: (N, K) class probabilities.
+        labels: (N,) true class index.
+        member: (N,) group of each image, in [0, ``num_groups``).
+        num_groups: G.
+
+    Returns:
+        (G, 3 + NUM_BINS): number of images, sums of log and Brier losses, and per bin right answers minus confidence.
+    """
+    bins, confidence, right = top_label(probs, labels)
+    rows = (np.ones(len(labels)), log_losses(probs, labels), brier_losses(probs, labels))
+    totals = np.stack([np.bincount(member, values, num_groups) for values in rows], axis=1)
+    return np.concatenate([totals, sum_by_group(member, num_groups, bins, NUM_BINS, right - confidence)], axis=1)
+
+
+def calibration_figures(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """Return negative log-likelihood, Brier score and expected calibration error from (..., 3 + NUM_BINS) sums."""
+    count, gaps = sums[..., 0], sums[..., 3:]
+    return {"nll": sums[..., 1] / count, "brier": sums[..., 2] / count, "ece": np.abs(gaps).sum(axis=-1) / count}
+
+
+def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
+    """Return the temperature that makes the true classes most probable, in [MIN_TEMPERATURE, MAX_TEMPERATURE].
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2. The negative log-likelihood is
+    convex in 1 / T, so its slope changes sign at most once and halving finds the place. Differs from the paper, which
+    does not bound T: where every image is right, no minimum exists and T would go to 0.
+
+    Args:
+        probs: (N, K) class probabilities of validation images, never of those to be scored.
+        labels: (N,) true class index.
+    """
+    logits = _log(probs)
+    given = logits[np.arange(len(labels)), labels].mean()
+    low, high = np.log(1 / MAX_TEMPERATURE), np.log(1 / MIN_TEMPERATURE)
+    for _ in range(NUM_HALVINGS):
+        middle = (low + high) / 2
+        expected = (_softmax(logits * np.exp(middle)) * logits).sum(axis=1).mean()
+        low, high = (low, middle) if expected > given else (middle, high)
+    return float(np.exp(-(low + high) / 2))
+
+
+def is_at_bound(temperature: float) -> bool:
+    """Return whether a fitted temperature is as small or as large as it may be."""
+    return not MIN_TEMPERATURE * 1.001 < temperature < MAX_TEMPERATURE / 1.001
+
+
+def temper(probs: np.ndarray, temperature: float) -> np.ndarray:
+    """Return (N, K) probabilities at a temperature: above 1 less certain, below 1 more; their order stays."""
+    return _softmax(_log(probs) / temperature)
+
+
+def describe_calibration(
+    before: Predictions, after: Predictions, temperatures: Sequence[float | None], *, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Return what calibration did to the probabilities, with bootstrap intervals over the same resamples of groups.
+
+    Args:
+        before: labelled predictions of N images.
+        after: the same images after calibration.
+        temperatures: what each run's probabilities were scaled by.
+        resamples: bootstrap resamples.
+        seed: of the resampling.
+
+    Returns:
+        JSON-safe; "before", "after" and "difference" (after - before) each hold the figures of TITLES.
+    """
+    weights, member = resampled_weights(after.groups(), resamples, seed)
+    values = {
+        name: calibration_figures(weights @ calibration_sums(side.probs, side.labels, member, weights.shape[1]))
+        for name, side in (("before", before), ("after", after))
+    }
+    values["difference"] = {name: values["after"][name] - values["before"][name] for name in TITLES}
+    return {
+        "method": "temperature scaling, fitted on each run's own validation images",
+        "temperatures": list(temperatures),
+        "bounds": [MIN_TEMPERATURE, MAX_TEMPERATURE],
+        **{
+            side: {name: percentile_interval(one[0], one[1:]).to_json() for name, one in figures.items()}
+            for side, figures in values.items()
+        },
+    }
+
+
+def _log(probs: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(probs, np.finfo(np.float64).tiny))  # a probability that was rounded to 0 is not impossible
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return raised / raised.sum(axis=1, keepdims=True)
 
 
 def _edges(num_bins: int) -> np.ndarray:

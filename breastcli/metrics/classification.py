@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from breastcli.errors import UsageError, UserError
-from breastcli.metrics.calibration import NUM_BINS, brier_losses, top_label
+from breastcli.metrics.calibration import NUM_BINS, calibration_figures, calibration_sums
 from breastcli.metrics.figures import IBA_ALPHA, class_figures, count_figures, mean_over, ranking_areas
-from breastcli.metrics.intervals import percentile_interval, resampled_weights, wilson
+from breastcli.metrics.intervals import percentile_interval, resampled_weights, sum_by_group, wilson
 from breastcli.records import Interval, Predictions, Scores
 
 FEW_GROUPS = 10
@@ -119,17 +119,21 @@ def score_patients(predictions: Predictions, *, resamples: int = 2000, seed: int
     """
     if not all(predictions.column("patient")):
         return None
-    _labels(predictions)
+    known_labels(predictions)
     votes = predictions.by_patient("vote")
-    shares = votes.probs[np.arange(len(votes)), votes.labels]  # of the patient's images, predicted as their true class
-    weights, member = resampled_weights(votes.groups(), resamples, seed)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rates = weights @ np.bincount(member, shares) / (weights @ np.bincount(member))
+    rates = recognition_rates(votes, *resampled_weights(votes.groups(), resamples, seed))
     return PatientScores(
         recognition_rate=percentile_interval(rates[0], rates[1:]),
         vote=_score(votes, "patient", resamples, seed, notes=("probabilities: shares of the patient's images",)),
         mean=_score(predictions.by_patient("mean"), "patient", resamples, seed),
     )
+
+
+def recognition_rates(votes: Predictions, weights: np.ndarray, member: np.ndarray) -> np.ndarray:
+    """Return (R,) mean over patients of the share of their images that are right, for (R, G) group counts."""
+    shares = votes.probs[np.arange(len(votes)), votes.labels]  # of the patient's images, predicted as their true class
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return weights @ np.bincount(member, shares) / (weights @ np.bincount(member))
 
 
 def score_subsets(predictions: Predictions, column: str, *, resamples: int = 2000, seed: int = 0) -> dict[str, Scores]:
@@ -205,7 +209,12 @@ def _natural(text: str) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
 
 
-def _labels(predictions: Predictions) -> np.ndarray:
+def known_labels(predictions: Predictions) -> np.ndarray:
+    """Return the (N,) true classes.
+
+    Raises:
+        UserError: there are no images, or their labels are unknown.
+    """
     if predictions.labels is None or len(predictions) == 0:
         raise UserError("there is nothing to score", fix="pass predictions of labelled images")
     return predictions.labels
@@ -214,13 +223,13 @@ def _labels(predictions: Predictions) -> np.ndarray:
 def _score(
     predictions: Predictions, level: Literal["image", "patient"], resamples: int, seed: int, notes: tuple[str, ...] = ()
 ) -> Scores:
-    labels = _labels(predictions)
+    labels = known_labels(predictions)
     num_classes = len(predictions.classes)
     weights, member = resampled_weights(predictions.groups(), resamples, seed)
-    overall, per_class = _all_figures(predictions, labels, weights, member)
+    overall, per_class = resampled_figures(predictions, weights, member)
     confusion = np.bincount(labels * num_classes + predictions.predicted, minlength=num_classes**2)
     confusion = confusion.reshape(num_classes, num_classes)
-    intervals = {name: percentile_interval(overall[name][0], overall[name][1:]) for name in METRICS}
+    intervals = {name: percentile_interval(values[0], values[1:]) for name, values in overall.items()}
     class_intervals = {
         name: {metric: percentile_interval(values[0, k], values[1:, k]) for metric, values in per_class.items()}
         for k, name in enumerate(predictions.classes)
@@ -240,15 +249,23 @@ def _score(
     )
 
 
-def _all_figures(
-    predictions: Predictions, labels: np.ndarray, weights: np.ndarray, member: np.ndarray
+def resampled_figures(
+    predictions: Predictions, weights: np.ndarray, member: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return (R,) figures named as in METRICS and (R, K) figures per class, for (R, G) group counts."""
+    """Return every figure on every resample.
+
+    Args:
+        predictions: N images or patients with labels.
+        weights: (R, G) how often each resample holds each group.
+        member: (N,) column of each row's group in it.
+
+    Returns:
+        (R,) each, named as in METRICS; (R, K) each, named as in CLASS_METRICS.
+    """
     probs, num_classes, num_groups = predictions.probs, len(predictions.classes), weights.shape[1]
-    cells = _sum_by_group(member, num_groups, labels * num_classes + predictions.predicted, num_classes**2)
-    bins, confidence, right = top_label(probs, labels)
-    gaps = _sum_by_group(member, num_groups, bins, NUM_BINS, right - confidence)
-    losses = np.bincount(member, brier_losses(probs, labels), num_groups)
+    labels = known_labels(predictions)
+    cells = sum_by_group(member, num_groups, labels * num_classes + predictions.predicted, num_classes**2)
+    calibration = calibration_sums(probs, labels, member, num_groups)
     ranked = [1] if num_classes == 2 else range(num_classes)
     step = max(1, CHUNK_VALUES // len(labels))
     chunks = []
@@ -258,24 +275,14 @@ def _all_figures(
         overall, per_class = count_figures(confusion), class_figures(confusion)
         by_image = counts.T[member]
         areas = np.array([ranking_areas(probs[:, k], labels == k, by_image) for k in ranked])  # (classes, 2, chunk)
-        total = confusion.sum(axis=(1, 2))
         overall["roc_auc"], overall["pr_auc"] = mean_over(areas.T, ~np.isnan(areas.T)).T
-        overall["brier"] = counts @ losses / total
-        overall["ece"] = np.abs(counts @ gaps).sum(axis=1) / total
-        chunks.append((overall, {name: per_class[name] for name in CLASS_METRICS}))
+        overall |= calibration_figures(counts @ calibration)
+        chunks.append(({name: overall[name] for name in METRICS}, {name: per_class[name] for name in CLASS_METRICS}))
     overall, per_class = (
         {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         for parts in zip(*chunks, strict=True)
     )
     return overall, per_class
-
-
-def _sum_by_group(
-    member: np.ndarray, num_groups: int, column: np.ndarray, num_columns: int, values: np.ndarray | None = None
-) -> np.ndarray:
-    """Return (G, columns) sums of (N,) values (counts without them) over each group's rows, by (N,) column index."""
-    flat = np.bincount(member * num_columns + column, values, num_groups * num_columns)
-    return flat.reshape(num_groups, num_columns).astype(np.float64)
 
 
 def _put_wilson(
@@ -302,7 +309,7 @@ def _notes(
     macro = "averaging: macro over classes, each versus the rest"
     notes = [f"positive class: {classes[1]}" if len(classes) == 2 else macro]
     notes.append(f"IBA alpha {IBA_ALPHA}; squared = imbalanced-learn's default, unsquared = the papers' column")
-    unit = _unit(predictions)
+    unit = group_unit(predictions)
     if num_groups:
         notes.append(f"95 % intervals: percentile bootstrap, {resamples} resamples of {num_groups} {unit}s")
     else:
@@ -322,7 +329,7 @@ def _notes(
     return tuple(notes)
 
 
-def _unit(predictions: Predictions) -> str:
+def group_unit(predictions: Predictions) -> str:
     """Return what ``Predictions.groups`` groups by: exam, patient or image, or "group" where images differ in it."""
     exam, patient = predictions.column("exam"), predictions.column("patient")
     if all(exam):

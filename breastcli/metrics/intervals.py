@@ -54,11 +54,19 @@ def group_weights(groups: np.ndarray, resamples: int, rng: np.random.Generator) 
     return counts, member
 
 
-def resampled_weights(groups: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def resampled_weights(groups: np.ndarray, resamples: int, seed: int | tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return (1 + R, G) group counts, the data themselves first, and each row's column; R is 0 for a single group."""
     varied = len(set(groups)) > 1  # resampling one group would always give the data themselves: a width of zero
     counts, member = group_weights(groups, resamples if varied else 0, np.random.default_rng(seed))
     return np.concatenate([np.ones_like(counts, shape=(1, counts.shape[1])), counts]), member
+
+
+def sum_by_group(
+    member: np.ndarray, num_groups: int, column: np.ndarray, num_columns: int, values: np.ndarray | None = None
+) -> np.ndarray:
+    """Return (G, columns) sums of (N,) values (counts without them) over each group's rows, by (N,) column index."""
+    flat = np.bincount(member * num_columns + column, values, num_groups * num_columns)
+    return flat.reshape(num_groups, num_columns).astype(np.float64)
 
 
 def percentile_interval(value: float, samples: np.ndarray, level: float = 0.95) -> Interval:

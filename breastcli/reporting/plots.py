@@ -163,20 +163,32 @@ def plot_precision_recall(predictions: Predictions, path: Path, *, stamp: str = 
 
 
 @_styled
-def plot_reliability(predictions: Predictions, path: Path, *, stamp: str = "") -> None:
-    """Draw how often the most probable class is right against its probability, over the number of images."""
-    figure = _figure(5.6, 6.4)
-    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    axes.set_title(f"Reliability, image level ({_n(len(predictions), 'image')})")
-    axes.set(ylabel="Share of right answers", ylim=(0, 1.02))
-    below.set(xlabel="Probability of the most probable class", ylabel="Images")
-    problem = _why_no_answer(predictions)
-    if problem:
-        below.set_visible(False)
-        _explain(axes, problem)
-    else:
-        _draw_reliability(axes, below, predictions)
-        figure.legend(loc="outside lower center")
+def plot_reliability(
+    predictions: Predictions, path: Path, before: Predictions | None = None, *, stamp: str = ""
+) -> None:
+    """Draw how often the most probable class is right against its probability, over the number of images.
+
+    Args:
+        predictions: N images.
+        path: PNG file to write.
+        before: the same images before calibration; they are drawn on the left.
+        stamp: warning to print above.
+    """
+    both = {"Reliability before calibration": before, "Reliability after calibration": predictions}
+    sides = {"Reliability": predictions} if before is None else both
+    figure = _figure(5.6 * len(sides), 6.4)
+    for part, (name, shown) in zip(figure.subfigures(1, len(sides), squeeze=False)[0], sides.items(), strict=True):
+        axes, below = part.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        axes.set_title(f"{name}, image level ({_n(len(shown), 'image')})")
+        axes.set(ylabel="Share of right answers", ylim=(0, 1.02))
+        below.set(xlabel="Probability of the most probable class", ylabel="Images")
+        problem = _why_no_answer(shown)
+        if problem:
+            below.set_visible(False)
+            _explain(axes, problem)
+        else:
+            _draw_reliability(axes, below, shown)
+            part.legend(loc="outside lower center")
     _write(figure, path, stamp)
 
 

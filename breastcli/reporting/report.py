@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from breastcli.config import JOBS, SPLITS
 from breastcli.errors import UserError
 from breastcli.files import read_csv, read_json, write_text
+from breastcli.metrics.calibration import TITLES as CALIBRATION
 from breastcli.metrics.classification import METRICS
 from breastcli.records import stamp_of
 from breastcli.reporting.explanation_section import read_explanations
@@ -157,7 +158,8 @@ def _read_evaluations(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _evaluation(folder: Path, document: Mapping[str, Any]) -> Evaluation:
     image, patient = document.get("image") or {}, document.get("patient") or {}
-    tables = [_overall_table(image, patient), _class_table(image), *_confusion_tables(image)]
+    tables = [_overall_table(image, patient), _calibration_table(document.get("calibration") or {})]
+    tables += [_class_table(image), *_confusion_tables(image)]
     for key, head in (("by_magnification", "Magnification"), ("by_subtype", "Subtype")):
         tables.append(_subset_table(document.get(key) or {}, head))
     tables.append(_fold_table(document.get("folds") or [], document.get("spread") or {}))
@@ -185,6 +187,7 @@ def _facts(document: Mapping[str, Any]) -> dict[str, str]:
         "Data set": dataset.get("name"),
         "Split by": dataset.get("split_level"),
         "Decision threshold": rule,
+        "Temperature": ", ".join(map(number, (document.get("calibration") or {}).get("temperatures", ()))),
         "Test-time augmentation": document.get("tta"),
         "Data fingerprint": dataset.get("fingerprint"),
         "Split fingerprint": dataset.get("split_fingerprint"),
@@ -215,6 +218,17 @@ def _overall_table(image: Mapping[str, Any], patient: Mapping[str, Any]) -> Tabl
 
 def _groups(scores: Mapping[str, Any]) -> str:
     return f" in {scores['num_groups']:,} groups" if scores.get("num_groups") else ""
+
+
+def _calibration_table(calibration: Mapping[str, Any]) -> Table:
+    """Return what the probabilities were worth before and after calibration."""
+    heads = {"before": "Before", "after": "Calibrated", "difference": "Difference"}
+    rows = [
+        (title, [figure_cell((calibration.get(side) or {}).get(name)) for side in heads])
+        for name, title in CALIBRATION.items()
+        if calibration
+    ]
+    return Table("Before and after calibration, image level (lower is better)", ["Figure", *heads.values()], rows)
 
 
 def _class_table(image: Mapping[str, Any]) -> Table:

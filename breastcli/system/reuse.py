@@ -20,9 +20,9 @@ READ_AT_ONCE = 1 << 20  # bytes of a file that is hashed
 
 
 def prediction_key(
-    run: Run, data: PreparedData, *, split: str, tta: str, dtype: torch.dtype, device: torch.device
+    run: Run, data: PreparedData, *, split: str, tta: str, calibrate: bool, dtype: torch.dtype, device: torch.device
 ) -> str:
-    """Return a name for everything that a run's probabilities depend on: weights, images, split, arithmetic.
+    """Return a name for everything that a run's probabilities depend on, from weights and images to calibration.
 
     Raises:
         UserError: the run has no checkpoint yet.
@@ -37,6 +37,7 @@ def prediction_key(
         "mag": run.config.mag,
         "split": split,
         "tta": tta,
+        "calibrate": calibrate,
         "arithmetic": [str(dtype), device.type, torch.__version__, __version__],
     }
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()

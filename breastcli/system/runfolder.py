@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import platform
 import subprocess
@@ -188,6 +189,24 @@ def logging_to(path: Path) -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(level)
         handler.close()
+
+
+def describe_pool(folder: Path, runs: Sequence[Run], device: torch.device, seed: int, seconds: float) -> None:
+    """Write ``run.json`` for a folder of pooled runs, which nothing trained."""
+    values = {
+        "command": "evaluate",
+        "argv": sys.argv,
+        "status": "finished",
+        "device": describe_device(device),
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "versions": versions(),
+        "git": git_state(),
+        "dataset": runs[0].info["dataset"],
+        "runs": [str(run.folder) for run in runs],
+        "train": dataclasses.asdict(runs[0].config),
+    }
+    write_json(folder / INFO, values)
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
