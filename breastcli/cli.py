@@ -151,10 +151,9 @@ def _run(
             result = getattr(module, job)(resolved, progress)
         if not speaks:
             return 0
-        if json:
-            console.show_json(result)
-        else:
-            show.SHOW[job](result)
+        (console.show_json if json else show.SHOW[job])(result)
+        if failure := getattr(result, "failure", None):
+            raise failure
     except UserError as error:
         if debug:
             raise

@@ -37,7 +37,7 @@ class PrepareConfig(JobConfig):
     """Options of ``breastcli prepare``."""
 
     raw: str | None = option(None, "Folder of the raw data set (sample: where to draw it).", positional=True)
-    out: str | None = option("data/breakhis", "Prepared folder to write.", metavar="DIR")
+    out: str | None = option(None, "Folder to write (default: data/breakhis, of --audit runs/audit).", metavar="DIR")
     dataset: str = option("auto", "Which data set RAW holds, as breakhis; sample draws one.", metavar="auto|NAME")
     size: int = option(224, "Side of the square images in pixels.", at_least=16)
     stain: str = option("none", "Stain normalisation.", choices=("none", "macenko", "reinhard"))
@@ -52,6 +52,10 @@ class PrepareConfig(JobConfig):
     classes: str = option("all", "Subtypes or classes to keep, separated by commas.", metavar="all|A,B")
     mag: str = option("all", "Magnification to keep.", metavar="all|40x|100x|200x|400x")
     strict: bool = option(False, "Fail when any file is rejected.")
+    drop_duplicates: str = option(
+        "none", "Sets of (nearly) identical images.", choices=("none", "keep-first", "drop-all")
+    )
+    audit: bool = option(False, "Only look for leaks and odd images; write no prepared folder.")
     resume: bool = option(False, "Continue an interrupted prepare.")
     draw: int = option(480, "Sample data set only: number of images to draw.", at_least=64, metavar="N")
 

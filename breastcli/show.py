@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from breastcli import console
+from breastcli.config import MAGNIFICATIONS
 from breastcli.console import escape, interval, make_table, plain_figure, read_interval
 from breastcli.records import Interval, Scores
 from breastcli.show_benchmark import show_benchmark
 
 if TYPE_CHECKING:
+    from breastcli.data.audit import Audit
     from breastcli.evaluate import EvaluateResult
     from breastcli.explain import ExplainResult
     from breastcli.predict import PredictResult
@@ -40,6 +43,7 @@ def show_prepare(result: PrepareResult) -> None:
         name = f"fold {side}" if folds else side
         table.add_row(name, *(cells.get((side, label), "none") for label in card["classes"]))
     console.OUT.print(table)
+    _show_audit(result.audit)
     for note in card["notes"]:
         console.OUT.print(f"- {escape(note)}")
     if card["num_rejected"]:
@@ -47,6 +51,48 @@ def show_prepare(result: PrepareResult) -> None:
     if card["num_stain_fallbacks"]:
         console.OUT.print(f"- {card['num_stain_fallbacks']} images kept their own stain: too little tissue")
     console.OUT.print(str(result.out))
+
+
+def _show_audit(audit: Audit) -> None:
+    """Print what was found of each kind, in figures; the notes name what matters."""
+    table = make_table("audit", ["", "found"])
+    table.columns[1].justify = "left"
+    sides, labels = len(audit.identical_across_splits), len(audit.label_conflicts)
+    table.add_row("identical images", _and_worse(len(audit.identical_images), "set", sides, labels))
+    if audit.near_duplicates is None:
+        table.add_row("near-duplicates", "not looked for: prepared by an older breastcli")
+    else:
+        sides, labels = len(audit.near_across_splits), len(audit.near_conflicts)
+        table.add_row("near-duplicates", _and_worse(len(audit.near_duplicates), "pair", sides, labels))
+    if audit.shared_exams:
+        table.add_row("exams of several patient ids", f"{len(audit.shared_exams)} ({_first(list(audit.shared_exams))})")
+    for level, names in audit.crossing.items():
+        if names:
+            table.add_row(f"{level}s on two sides", f"{len(names)} ({_first(names)})")
+    found = Counter(one.finding for one in audit.outliers)
+    table.add_row("odd images", f"{found['blank']} blank, {found['blurred']} blurred, {found['size']} of another size")
+    for one in audit.drift:
+        unit = f"SD between {audit.coarsest or 'image'}s"
+        table.add_row(
+            f"colour of {one.name}", f"{one.shift:+.1f} {unit} ({one.channel}; ±{one.by_chance:.1f} by chance)"
+        )
+    images: Counter[tuple[str, str]] = Counter()
+    for row in audit.counts:
+        images[row["class"], row["magnification"]] += row["images"]
+    for name in dict.fromkeys(row["class"] for row in audit.counts):
+        figures = [f"{key} {images[name, key]:,}" for key in MAGNIFICATIONS if images[name, key]]
+        if figures:
+            table.add_row(escape(name), ", ".join(figures))
+    console.OUT.print(table)
+
+
+def _and_worse(count: int, unit: str, sides: int, labels: int) -> str:
+    unit = unit if count == 1 else f"{unit}s"
+    return f"{count} {unit}, {sides} on two sides, {labels} with two labels" if count else "none"
+
+
+def _first(names: list[str]) -> str:
+    return escape(", ".join(names[:10]) + (", …" if len(names) > 10 else ""))
 
 
 def show_synthesize(result: SynthesizeResult) -> None:

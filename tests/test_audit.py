@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
 
-from breastcli.data.audit import LEAKY, UNKNOWN, PreparedRecord, audit
+from breastcli.data.audit import LEAKY, UNKNOWN, Audit, Inspection, PreparedRecord, audit
+from breastcli.data.duplicates import Duplicate
+from breastcli.data.measures import Measures
 from breastcli.records import ImageRecord
 
 
@@ -108,3 +113,70 @@ def test_where_exams_are_unknown_patients_are_counted() -> None:
         "patient p is filed under benign and malignant",
     ]
     assert audit(rows, "patient").leaks == ["patient p is on two sides of the split"]
+
+
+def measured(**values: float) -> Measures:
+    return dataclasses.replace(Measures("", 180.0, 40.0, 0.3, 100.0, 0.1, 0.3, 0.2), **values)
+
+
+def inspected(rows: list[PreparedRecord], *pairs: tuple[str, str], level: str = "exam", dropped: int = 0) -> Audit:
+    known = {row.record.image_id: row.record for row in rows}
+    gone = ImageRecord("z", "z.png", "benign", "benign")
+    duplicates = [Duplicate(known[one], known.get(two, gone), 7, 6, 0.95) for one, two in pairs]
+    return audit(rows, level, Inspection([measured() for _ in rows], duplicates, dropped))
+
+
+def test_near_duplicates_on_two_sides_of_a_group_split_are_a_leak() -> None:
+    found = inspected(CLEAN, ("a", "c"), ("a", "b"))
+    assert found.leaks == ["near-duplicates on two sides: a, c (distance 7, turned 90)"]
+    values = found.to_json()
+    assert values["verdict"] == "leak"
+    assert values["near_duplicates"][0] == {
+        "images": ("a", "c"),
+        "distance": 7,
+        "likeness": 0.95,
+        "position": "turned 90",
+        "sides": ("train", "test"),
+        "labels": ("benign", "benign"),
+    }
+    assert values["near_duplicates_across_splits"] == [("a", "c")]
+    assert values["near_duplicates_with_two_labels"] == [("a", "b")]
+
+
+def test_near_duplicates_on_one_side_or_dropped_or_in_an_image_split_are_no_leak() -> None:
+    assert inspected(CLEAN, ("a", "b")).leaks == []
+    by_image = inspected(CLEAN, ("a", "c"), level="image")
+    assert by_image.leaks == []
+    assert any("1 on two sides of the split" in line for line in by_image.warnings())
+    dropped = inspected(CLEAN, ("c", "z"), dropped=1)
+    assert dropped.leaks == []
+    assert dropped.near_duplicates[0].sides == ("test", "dropped")
+    assert dropped.warnings() == ["images left out because others are identical or nearly so: 1"]
+
+
+def test_an_audit_is_read_back_as_it_was_written() -> None:
+    rows = [*CLEAN, row("e", "test", exam="5")]
+    measures = [measured(contrast=0.5), *(measured(green_density=0.1 * k) for k in range(4))]
+    pair = Duplicate(rows[0].record, rows[2].record, 7, 6, 0.95)
+    found = audit(rows, "exam", Inspection(measures, [pair], 0))
+    assert [one.finding for one in found.outliers] == ["blank"]
+    assert [one.side for one in found.drift] == ["val", "test"]
+    assert Audit.from_json(json.loads(json.dumps(found.to_json()))) == found
+    older = json.loads(json.dumps(audit(CLEAN, "exam").to_json()))
+    for name in ("near_duplicates", "num_dropped", "outliers", "drift", "counts", "shared_exams"):
+        del older[name]
+    assert Audit.from_json(older).near_duplicates is None
+
+
+def test_counts_and_shared_exams() -> None:
+    record = ImageRecord("x", "x.png", "benign", "benign", patient="1B", exam="1", magnification="40X")
+    found = audit([*CLEAN, PreparedRecord(record, "train", None, 70, 46, "x")], "exam")
+    assert found.shared_exams == {"1": ["1", "1B"]}
+    assert {"class": "benign", "magnification": "40X", "group": "1", "images": 1} in found.counts
+    assert sum(one["images"] for one in found.counts) == 5
+
+
+def test_odd_images_are_named_in_the_warnings() -> None:
+    rows = [dataclasses.replace(one, width_px=70 + (number == 3)) for number, one in enumerate(CLEAN)]
+    found = audit(rows, "exam", Inspection([measured(plain=0.99), *[measured()] * 3], [], 0))
+    assert found.warnings() == ["images nearly blank: 1 (a)", "images not of the usual size: 1 (d)"]

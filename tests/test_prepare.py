@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -8,18 +10,23 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import Outcome
 from PIL import Image
 
 from breastcli.config import PrepareConfig
+from breastcli.data.datasets import DATASETS
+from breastcli.data.journal import decode_into
 from breastcli.data.stain import PUBLISHED_MACENKO, StainReference, normalise_stain
 from breastcli.data.store import PreparedData
 from breastcli.errors import LeakError, UsageError, UserError
 from breastcli.prepare import prepare
+from breastcli.progress import SILENT
 
 OUTPUTS = {"images.npy", "manifest.csv", "dataset.json", "audit.json", "rejected.csv", "contact_sheet.png"}
 
@@ -156,6 +163,113 @@ def test_a_copied_image_across_exams_is_a_leak(raw: Path, tmp_path: Path, prepar
         PreparedData.open(tmp_path / "out")
 
 
+@pytest.fixture(scope="module")
+def leaky(raw: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn data set with a training image turned and recompressed in the place of a test image of its class."""
+    rows = PreparedData.open(prepared).rows
+    source = next(row.record for row in rows if row.split == "train")
+    target = next(row.record for row in rows if row.split == "test" and row.record.label == source.label)
+    own = Path(shutil.copytree(raw, tmp_path_factory.mktemp("leaky") / "raw"))
+    image = Image.open(own / source.path).transpose(Image.Transpose.ROTATE_90)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=75)
+    Image.open(buffer).save(own / target.path)
+    return own
+
+
+def near_duplicate(folder: Path) -> dict:
+    (pair,) = json.loads((folder / "audit.json").read_text())["near_duplicates"]
+    return pair
+
+
+def test_a_turned_and_recompressed_copy_across_exams_is_a_leak(
+    leaky: Path, tmp_path: Path, breastcli: Callable[..., Outcome]
+) -> None:
+    outcome = breastcli("prepare", leaky, "--out", "out", "--size", 32)
+    assert outcome.code == 3
+    assert "near-duplicates on two sides" in outcome.stderr
+    assert "--drop-duplicates keep-first" in outcome.stderr
+    partial = tmp_path / "out" / ".partial"
+    pair = near_duplicate(partial)
+    assert (set(pair["sides"]), pair["labels"][0]) == ({"train", "test"}, pair["labels"][1])
+    assert pair["position"] in ("turned 90", "turned 270")
+    assert Image.open(partial / "suspicious_pairs.png").width > 300
+    outcome = breastcli("prepare", leaky, "--out", "out", "--size", 32, "--resume", "--drop-duplicates", "keep-first")
+    assert outcome.code == 0
+    data = PreparedData.open(tmp_path / "out")
+    assert len(data.rows) == len(data.images) == 95
+    for number in (0, 40, 94):  # rows and images still belong together
+        image = Image.open(leaky / data.rows[number].record.path).resize((32, 32), Image.Resampling.BICUBIC)
+        assert np.array_equal(data.images[number], np.asarray(image))
+    (line,) = (tmp_path / "out" / "rejected.csv").read_text().splitlines()[1:]
+    assert f"near-duplicate of {pair['images'][0]} (distance {pair['distance']}, {pair['position']})" in line
+    assert {"dropped"} < set(near_duplicate(tmp_path / "out")["sides"])
+    assert (tmp_path / "out" / "suspicious_pairs.png").is_file()
+    assert data.card["num_rejected"] == 1
+
+
+def test_an_image_split_only_warns_of_copies(leaky: Path, tmp_path: Path) -> None:
+    data = run(leaky, tmp_path / "out", group_by="image")
+    assert any("nearly identical pairs of images: 1" in note for note in data.card["notes"])
+
+
+@pytest.mark.parametrize("stain", ["none", "reinhard"])
+def test_dropping_all_leaves_neither_in_and_normalises_the_rest(leaky: Path, tmp_path: Path, stain: str) -> None:
+    data = run(leaky, tmp_path / "out", drop_duplicates="drop-all", stain=stain)
+    assert len(data.rows) == len(data.images) == 94
+    pair = near_duplicate(tmp_path / "out")
+    assert not {row.record.image_id for row in data.rows} & set(pair["images"])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == OUTPUTS | {"suspicious_pairs.png"}
+
+
+def test_overwriting_removes_the_pairs_of_before(leaky: Path, raw: Path, tmp_path: Path) -> None:
+    run(leaky, tmp_path / "out", drop_duplicates="keep-first")
+    run(raw, tmp_path / "out", overwrite=True)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == OUTPUTS
+
+
+def test_an_audit_alone_writes_no_images(leaky: Path, tmp_path: Path, breastcli: Callable[..., Outcome]) -> None:
+    outcome = breastcli("prepare", "--audit", leaky)
+    assert outcome.code == 3
+    assert "1 pair, 1 on two sides, 0 with two labels" in outcome.stdout
+    assert outcome.stdout.splitlines()[-1] == "runs/audit"
+    folder = tmp_path / "runs" / "audit"
+    assert {path.name for path in folder.iterdir()} == {"audit.json", "rejected.csv", "suspicious_pairs.png"}
+    assert not list(tmp_path.rglob("*.npy"))
+    outcome = breastcli("prepare", "--audit", leaky, "--json", "--overwrite", "--drop-duplicates", "drop-all")
+    assert (outcome.code, outcome.json["audit"]["verdict"], outcome.json["audit"]["num_dropped"]) == (0, "clean", 2)
+
+
+def test_an_audit_of_a_clean_data_set_draws_no_pairs_and_spares_prepared_folders(
+    raw: Path, prepared: Path, tmp_path: Path
+) -> None:
+    result = prepare(PrepareConfig(raw=str(raw), out=str(tmp_path / "out"), audit=True, stain="macenko"))
+    assert result.failure is None
+    assert result.audit.near_duplicates == []
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"audit.json", "rejected.csv"}
+    with pytest.raises(UserError, match="is a prepared folder"):
+        prepare(PrepareConfig(raw=str(raw), out=str(prepared), audit=True, overwrite=True))
+
+
+def test_audits_of_a_prepared_folder_and_of_its_raw_data_agree(raw: Path, prepared: Path, tmp_path: Path) -> None:
+    prepare(PrepareConfig(raw=str(raw), out=str(tmp_path / "out"), audit=True))
+    assert (tmp_path / "out" / "audit.json").read_text() == (prepared / "audit.json").read_text()
+    result = prepare(PrepareConfig(raw=str(raw), out=str(prepared), size=32, resume=True))
+    assert json.loads(json.dumps(result.audit.to_json())) == json.loads((prepared / "audit.json").read_text())
+
+
+def test_a_journal_without_measures_is_refused(raw: Path, tmp_path: Path) -> None:
+    records = DATASETS.get("sample").scan(raw).records
+    partial = tmp_path / "out" / ".partial"
+    decode_into(partial, records, raw, 32, 2, resume=False, progress=SILENT)
+    with (partial / "decoded.csv").open(newline="") as file:
+        older = [row[:5] for row in csv.reader(file)]
+    with (partial / "decoded.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(older)
+    with pytest.raises(UserError, match=r"begun by an older breastcli: use --overwrite"):
+        run(raw, tmp_path / "out", resume=True)
+
+
 @pytest.mark.parametrize("method", ["macenko", "reinhard"])
 def test_stain_reference_sees_training_images_only(method: str, raw: Path, tmp_path: Path, prepared: Path) -> None:
     card = run(raw, tmp_path / "one", stain=method).card
@@ -255,10 +369,6 @@ def test_resume_after_sigkill_gives_the_same_folder(raw: Path, tmp_path: Path, p
 
 
 def test_resume_survives_a_journal_cut_in_the_middle_of_a_line(raw: Path, tmp_path: Path, prepared: Path) -> None:
-    from breastcli.data.datasets import DATASETS
-    from breastcli.data.journal import decode_into
-    from breastcli.progress import SILENT
-
     records = DATASETS.get("sample").scan(raw).records
     partial = tmp_path / "out" / ".partial"
     decode_into(partial, records, raw, 32, 2, resume=False, progress=SILENT)
@@ -278,16 +388,16 @@ def test_resume_of_a_finished_folder_does_nothing_or_refuses(raw: Path, tmp_path
         run(raw, out, resume=True, seed=9)
 
 
-def test_a_finished_folder_older_than_the_choice_of_classes_holds_all(
-    raw: Path, prepared: Path, tmp_path: Path
-) -> None:
+def test_a_finished_folder_older_than_options_has_their_defaults(raw: Path, prepared: Path, tmp_path: Path) -> None:
     own = Path(shutil.copytree(prepared, tmp_path / "own"))
     card = json.loads((own / "dataset.json").read_text())
-    del card["options"]["classes"]
+    del card["options"]["classes"], card["options"]["drop_duplicates"]
     (own / "dataset.json").write_text(json.dumps(card))
     assert len(run(raw, own, resume=True).rows) == 96
     with pytest.raises(UserError, match="another --classes"):
         run(raw, own, resume=True, classes="adenosis")
+    with pytest.raises(UserError, match="another --drop-duplicates"):
+        run(raw, own, resume=True, drop_duplicates="keep-first")
 
 
 def test_two_breakhis_subtypes_keep_their_order(raw: Path, tmp_path: Path) -> None:
@@ -331,6 +441,21 @@ def test_real_images_with_macenko(real_data: Path, tmp_path: Path) -> None:
         sides[row.record.exam].add(row.split)
     assert all(len(found) == 1 for found in sides.values())
     assert 0 < data.images.mean() < 255
+
+
+@pytest.mark.real
+def test_real_audit_names_the_exams_that_slides_share(real_data: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    found = prepare(PrepareConfig(raw=str(real_data / "breakhis_original"), out=out, group_by="patient", audit=True))
+    assert found.audit.shared_exams == {
+        "18842": ["18842", "18842D"],
+        "21998": ["21998AB", "21998CD"],
+        "22549": ["22549AB", "22549CD", "22549G"],
+        "29960": ["29960AB", "29960CD"],
+    }
+    assert set(found.audit.crossing["exam"]) <= set(found.audit.shared_exams)
+    assert list(found.audit.groups_with_two_labels["patient"]) == ["13412"]
+    assert found.audit.near_duplicates == []
 
 
 @pytest.mark.real

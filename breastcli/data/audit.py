@@ -1,17 +1,22 @@
-"""The first audit of a prepared data set: duplicates, label conflicts and groups that cross splits."""
+"""The audit of a prepared data set: duplicates, label conflicts, groups that cross splits, odd images, colours."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import numpy as np
+
+from breastcli.data.duplicates import DROPPED, Duplicate
+from breastcli.data.measures import Measures
+from breastcli.data.outliers import HELD_OUT, Drift, Outlier, colour_drift, find_outliers
+from breastcli.data.perceptual import POSITIONS
 from breastcli.records import ImageRecord
 
 LEAKY = "LEAKY: image-level split"
 UNKNOWN = f"{LEAKY}, patients unknown, so leakage cannot be excluded"
-HELD_OUT = ("val", "test")
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,52 @@ class PreparedRecord:
 
 
 @dataclass(frozen=True)
+class Inspection:
+    """What looking at the pixels gave.
+
+    Attributes:
+        measures: one for each row.
+        duplicates: pairs of images, those that were dropped included.
+        num_dropped: images left out as duplicates.
+    """
+
+    measures: Sequence[Measures]
+    duplicates: Sequence[Duplicate]
+    num_dropped: int
+
+
+@dataclass(frozen=True)
+class NearDuplicate:
+    """Two images that show the same in other pixels.
+
+    Attributes:
+        images: their ids.
+        distance: bits in which their hashes differ, of 255.
+        likeness: correlation of their details, at most 1.
+        position: how the second shows the first; turns are counterclockwise.
+        sides: where they stand: a split, a fold or "dropped".
+        labels: their labels.
+    """
+
+    images: tuple[str, str]
+    distance: int
+    likeness: float
+    position: str
+    sides: tuple[str, str]
+    labels: tuple[str, str]
+
+    @property
+    def crosses(self) -> bool:
+        """Whether the two stand on two sides."""
+        return len(set(self.sides)) > 1 and DROPPED not in self.sides
+
+    @property
+    def conflicts(self) -> bool:
+        """Whether the two carry different labels."""
+        return len(set(self.labels)) > 1
+
+
+@dataclass(frozen=True)
 class Audit:
     """What the audit found.
 
@@ -54,9 +105,15 @@ class Audit:
         label_conflicts: image ids with identical pixels and different labels.
         groups_with_two_labels: level to {group: labels}, for patients and exams filed under several labels or subtypes.
         crossing: level to the groups whose images stand on two sides.
+        shared_exams: exams of several patients (in BreakHis: slides) to those.
         shared_with_training: held-out images whose coarsest group also has training images; None where none is known.
         num_held_out: number of validation and test images, or all images where there are folds.
         sizes: "WxH" of the files to their number.
+        near_duplicates: pairs of images that show the same in other pixels; None where nobody looked.
+        num_dropped: images left out because another shows the same.
+        outliers: blank, blurred and odd-sized images.
+        drift: how far the colours of each held-out side are from training.
+        counts: images per class, magnification and coarsest group.
     """
 
     level: str
@@ -69,6 +126,26 @@ class Audit:
     shared_with_training: int | None
     num_held_out: int
     sizes: dict[str, int]
+    shared_exams: dict[str, list[str]] = field(default_factory=dict)
+    near_duplicates: list[NearDuplicate] | None = None
+    num_dropped: int = 0
+    outliers: list[Outlier] = field(default_factory=list)
+    drift: list[Drift] = field(default_factory=list)
+    counts: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Audit:
+        """Read what ``to_json`` gave, in this version or an older one."""
+        known = {one.name: values[one.name] for one in fields(cls) if one.name in values}
+        if known.get("near_duplicates") is not None:
+            pairs = (
+                {name: tuple(one[name]) for name in ("images", "sides", "labels")} for one in known["near_duplicates"]
+            )
+            known["near_duplicates"] = [
+                NearDuplicate(**(one | pair)) for one, pair in zip(known["near_duplicates"], pairs, strict=True)
+            ]
+        kinds = {"outliers": Outlier, "drift": Drift}
+        return cls(**known | {name: [kind(**one) for one in known.get(name, [])] for name, kind in kinds.items()})
 
     @property
     def stamp(self) -> str | None:
@@ -83,11 +160,31 @@ class Audit:
         if self.level == "image":
             return []
         found = [f"{self.level} {name} is on two sides of the split" for name in self.crossing.get(self.level, [])]
-        return found + [f"identical pixels on two sides: {', '.join(ids)}" for ids in self.identical_across_splits]
+        found += [f"identical pixels on two sides: {', '.join(ids)}" for ids in self.identical_across_splits]
+        return found + [
+            f"near-duplicates on two sides: {', '.join(pair.images)} (distance {pair.distance}, {pair.position})"
+            for pair in self.near_across_splits
+        ]
+
+    @property
+    def near_across_splits(self) -> list[NearDuplicate]:
+        """Near-duplicates that stand on two sides."""
+        return [pair for pair in self.near_duplicates or () if pair.crosses]
+
+    @property
+    def near_conflicts(self) -> list[NearDuplicate]:
+        """Near-duplicates that carry different labels."""
+        return [pair for pair in self.near_duplicates or () if pair.conflicts]
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-safe dictionary with the verdict."""
-        return {"verdict": "leak" if self.leaks else self.stamp or "clean", "leaks": self.leaks, **asdict(self)}
+        return {
+            "verdict": "leak" if self.leaks else self.stamp or "clean",
+            "leaks": self.leaks,
+            **asdict(self),
+            "near_duplicates_across_splits": [pair.images for pair in self.near_across_splits],
+            "near_duplicates_with_two_labels": [pair.images for pair in self.near_conflicts],
+        }
 
     def warnings(self) -> list[str]:
         """Return one line for each thing a user should know."""
@@ -115,10 +212,34 @@ class Audit:
             lines.append(
                 f"{'slide' if self.coarsest == 'exam' else 'patient'} {name} is filed under {' and '.join(labels)}"
             )
-        return lines
+        return lines + self._warnings_of_pixels()
+
+    def _warnings_of_pixels(self) -> list[str]:
+        lines = []
+        if self.num_dropped:
+            lines.append(f"images left out because others are identical or nearly so: {self.num_dropped}")
+        elif self.near_duplicates:
+            sides, labels = len(self.near_across_splits), len(self.near_conflicts)
+            lines.append(
+                f"nearly identical pairs of images: {len(self.near_duplicates)}, of them {sides} on two sides of the "
+                f"split and {labels} with different labels"
+            )
+        odd = (("blank", "nearly blank"), ("blurred", "probably blurred"), ("size", "not of the usual size"))
+        for finding, text in odd:
+            names = [one.image for one in self.outliers if one.finding == finding]
+            if names:
+                more = ", …" if len(names) > 3 else ""
+                lines.append(f"images {text}: {len(names)} ({', '.join(names[:3])}{more})")
+        unit = self.coarsest or "image"
+        return lines + [
+            f"colours of {one.name} differ from training by {abs(one.shift):.1f} standard deviations between {unit}s "
+            f"({one.channel})"
+            for one in self.drift
+            if one.notable
+        ]
 
 
-def audit(rows: Sequence[PreparedRecord], level: str) -> Audit:
+def audit(rows: Sequence[PreparedRecord], level: str, inspection: Inspection | None = None) -> Audit:
     """Audit the rows of a prepared data set whose split was made at ``level``."""
     identical = [group for group in _grouped(rows, lambda row: row.pixel_hash) if len(group) > 1]
     sizes = _grouped(rows, lambda row: f"{row.width_px}x{row.height_px}")
@@ -136,7 +257,68 @@ def audit(rows: Sequence[PreparedRecord], level: str) -> Audit:
         shared_with_training=shared if coarsest else None,
         num_held_out=held_out,
         sizes={f"{group[0].width_px}x{group[0].height_px}": len(group) for group in sizes},
+        shared_exams=_shared_exams(rows),
+        counts=_counts(rows, coarsest),
+        **(_inspected(rows, coarsest, inspection) if inspection else {}),
     )
+
+
+def _inspected(rows: Sequence[PreparedRecord], coarsest: str, inspection: Inspection) -> dict[str, Any]:
+    """Return the fields of an audit that come from pixels."""
+    sides = {row.record.image_id: row.side for row in rows}
+    groups = [getattr(row.record, coarsest or "image_id") for row in rows]
+    return {
+        "near_duplicates": [
+            NearDuplicate(
+                (pair.first.image_id, pair.second.image_id),
+                pair.distance,
+                round(pair.likeness, 3),
+                POSITIONS[pair.position],
+                (sides.get(pair.first.image_id, DROPPED), sides.get(pair.second.image_id, DROPPED)),
+                (pair.first.label, pair.second.label),
+            )
+            for pair in inspection.duplicates
+            if pair.position is not None
+        ],
+        "num_dropped": inspection.num_dropped,
+        "outliers": find_outliers(
+            [row.record.image_id for row in rows],
+            [row.record.magnification or "" for row in rows],
+            [f"{row.width_px}x{row.height_px}" for row in rows],
+            inspection.measures,
+        ),
+        "drift": colour_drift(
+            [row.side for row in rows], groups, np.array([one.density for one in inspection.measures])
+        ),
+    }
+
+
+def _counts(rows: Sequence[PreparedRecord], coarsest: str) -> list[dict[str, Any]]:
+    """Return the number of images of every class, magnification and group (None where unknown)."""
+    found = Counter(
+        (row.record.label, row.record.magnification or "", getattr(row.record, coarsest) if coarsest else "")
+        for row in rows
+    )
+    return [
+        {"class": label, "magnification": magnification or None, "group": group or None, "images": count}
+        for (label, magnification, group), count in sorted(found.items())
+    ]
+
+
+def counts_by_side(rows: Sequence[PreparedRecord]) -> list[dict[str, Any]]:
+    """Return the number of images, exams and patients of every class on every side; None where a group is unknown."""
+    images = Counter((row.side, row.record.label) for row in rows)
+
+    def groups(level: str) -> Counter[tuple[str, str]]:
+        found = {(row.side, row.record.label, getattr(row.record, level)) for row in rows}
+        return Counter((side, label) for side, label, name in found if name)
+
+    exams, patients = groups("exam"), groups("patient")
+    counts = []
+    for (side, label), count in sorted(images.items()):
+        known = {"exams": exams[side, label] or None, "patients": patients[side, label] or None}
+        counts.append({"side": side, "class": label, "images": count, **known})
+    return counts
 
 
 def _shared_with_training(rows: Sequence[PreparedRecord], level: str) -> tuple[int, int]:
@@ -167,6 +349,13 @@ def _two_labels(rows: Sequence[PreparedRecord], level: str) -> dict[str, list[st
     for row in rows:
         labels[getattr(row.record, level)].add(row.record.subtype or row.record.label)
     return {name: sorted(found) for name, found in sorted(labels.items()) if name and len(found) > 1}
+
+
+def _shared_exams(rows: Sequence[PreparedRecord]) -> dict[str, list[str]]:
+    patients: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        patients[row.record.exam].add(row.record.patient)
+    return {exam: sorted(found) for exam, found in sorted(patients.items()) if exam and len(found) > 1}
 
 
 def _grouped(rows: Iterable[PreparedRecord], key: Callable[[PreparedRecord], str]) -> list[list[PreparedRecord]]:

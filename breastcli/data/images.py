@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from breastcli.data.measures import Measures, measure
 from breastcli.errors import first_line
 
 MAX_PIXELS = 100_000_000  # a 10,000 x 10,000 field; larger files are slides or decompression bombs
@@ -34,6 +35,7 @@ class Decoded:
         height_px: height before resizing (0 where unknown).
         pixel_hash: SHA-256 of the full-size RGB pixels and their shape.
         reason: why the file was rejected, or "".
+        measures: numbers about the full-size pixels; None where the file was rejected.
     """
 
     pixels: np.ndarray | None
@@ -41,6 +43,7 @@ class Decoded:
     height_px: int = 0
     pixel_hash: str = ""
     reason: str = ""
+    measures: Measures | None = None
 
 
 def read_rgb(path: Path) -> Image.Image:
@@ -75,7 +78,7 @@ def read_rgb(path: Path) -> Image.Image:
 
 
 def decode(path: Path, size_px: int) -> Decoded:
-    """Read a file, hash its pixels and resize it to a square (bicubic, aspect ratio not kept, as in the papers)."""
+    """Read a file, hash and measure it and resize it to a square (bicubic, aspect ratio not kept, as in the papers)."""
     try:
         image = read_rgb(path)
     except RejectedImageError as rejection:
@@ -83,7 +86,7 @@ def decode(path: Path, size_px: int) -> Decoded:
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
     digest.update(image.tobytes())
     pixels = np.asarray(image.resize((size_px, size_px), Image.Resampling.BICUBIC))
-    return Decoded(pixels, image.width, image.height, digest.hexdigest())
+    return Decoded(pixels, image.width, image.height, digest.hexdigest(), measures=measure(image))
 
 
 def decode_in_order(paths: Iterable[Path], size_px: int, workers: int) -> Iterator[Decoded]:

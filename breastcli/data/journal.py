@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from breastcli.data.images import decode_in_order
+from breastcli.data.measures import Measures
 from breastcli.data.store import IMAGES, npy_header, remove_partial, row_bytes, write_header
 from breastcli.errors import UserError
 from breastcli.files import read_csv, read_json, write_csv, write_json
@@ -29,6 +30,7 @@ class JournalEntry:
         height_px: height of the file.
         pixel_hash: SHA-256 of the full-size pixels.
         reason: why the file was rejected, or "".
+        measures: numbers about the full-size pixels; None where the file was rejected.
     """
 
     path: str
@@ -36,9 +38,11 @@ class JournalEntry:
     height_px: int
     pixel_hash: str
     reason: str
+    measures: Measures | None = None
 
 
-FIELDS = tuple(field.name for field in dataclasses.fields(JournalEntry))
+MEASURES = tuple(field.name for field in dataclasses.fields(Measures))
+FIELDS = ("path", "width_px", "height_px", "pixel_hash", "reason", *MEASURES)
 
 
 def decode_into(
@@ -57,7 +61,7 @@ def decode_into(
     vouches for, and decoding goes on from there.
 
     Raises:
-        UserError: the work to resume was begun for another raw folder or size.
+        UserError: the work to resume was begun for another raw folder or size, or by an older version.
     """
     request = {"size": size_px, "paths": [record.path for record in records], "raw": str(raw.resolve())}
     entries = _open_journal(partial, request, resume=resume)
@@ -70,7 +74,7 @@ def decode_into(
         array.seek(0, os.SEEK_END)
         for path, image in zip(todo, decode_in_order(todo, size_px, workers), strict=True):
             name = path.relative_to(raw).as_posix()
-            entry = JournalEntry(name, image.width_px, image.height_px, image.pixel_hash, image.reason)
+            entry = JournalEntry(name, image.width_px, image.height_px, image.pixel_hash, image.reason, image.measures)
             if image.pixels is not None:
                 array.write(image.pixels.tobytes())
                 array.flush()
@@ -83,8 +87,14 @@ def decode_into(
 
 
 def _append(file: TextIO, entry: JournalEntry) -> None:
-    csv.writer(file).writerow(dataclasses.astuple(entry))
+    csv.writer(file).writerow(_cells(entry))
     file.flush()
+
+
+def _cells(entry: JournalEntry) -> list[Any]:
+    """Return the values of ``FIELDS``; numbers in CSV are written so that they read back as they were."""
+    known = [entry.path, entry.width_px, entry.height_px, entry.pixel_hash, entry.reason]
+    return known + (["" for _ in MEASURES] if entry.measures is None else list(dataclasses.astuple(entry.measures)))
 
 
 def _open_journal(partial: Path, request: dict[str, Any], *, resume: bool) -> list[JournalEntry]:
@@ -93,7 +103,7 @@ def _open_journal(partial: Path, request: dict[str, Any], *, resume: bool) -> li
         if read_json(partial / REQUEST) != request:
             raise UserError(f"{partial} belongs to another raw folder or --size", fix="use --overwrite")
         entries = _complete_lines(partial / JOURNAL)
-        write_csv(partial / JOURNAL, FIELDS, map(dataclasses.astuple, entries))
+        write_csv(partial / JOURNAL, FIELDS, map(_cells, entries))
         return entries
     remove_partial(partial.parent)
     partial.mkdir(parents=True)
@@ -105,11 +115,22 @@ def _open_journal(partial: Path, request: dict[str, Any], *, resume: bool) -> li
 
 
 def _complete_lines(path: Path) -> list[JournalEntry]:
-    """Read the journal without its last line where a kill cut that short; its image is decoded again."""
+    """Read the journal without its last line where a kill cut that short; its image is decoded again.
+
+    Raises:
+        UserError: the journal is older than what an audit needs to know of every image.
+    """
     rows = read_csv(path)
+    if rows and set(FIELDS) - set(rows[0]):
+        raise UserError(f"{path} was begun by an older breastcli", fix="use --overwrite")
     if not path.read_bytes().endswith(b"\n"):
         rows.pop()
-    return [
-        JournalEntry(row["path"], int(row["width_px"]), int(row["height_px"]), row["pixel_hash"], row["reason"])
-        for row in rows
-    ]
+    return [_read_entry(row) for row in rows]
+
+
+def _read_entry(row: dict[str, str]) -> JournalEntry:
+    known = (row["path"], int(row["width_px"]), int(row["height_px"]), row["pixel_hash"], row["reason"])
+    if row["reason"]:
+        return JournalEntry(*known)
+    first, *numbers = (row[name] for name in MEASURES)
+    return JournalEntry(*known, Measures(first, *map(float, numbers)))

@@ -231,6 +231,17 @@ def read_chunks(path: Path, num_images: int, size_px: int, chunk: int) -> Iterat
             yield values.reshape(count, size_px, size_px, 3)
 
 
+def keep_images(path: Path, kept: Sequence[bool], size_px: int) -> Path:
+    """Write the images of an array file that are to be kept into ``kept.npy`` beside it; the file itself stays."""
+    target = path.with_name("kept.npy")
+    with target.open("wb") as file:
+        write_header(file, sum(kept), size_px)
+        for image, wanted in zip(read_chunks(path, len(kept), size_px, 1), kept, strict=True):
+            if wanted:
+                file.write(image.tobytes())
+    return target
+
+
 def remove_partial(folder: Path) -> None:
     """Remove the work in progress of ``prepare``; nothing else."""
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)

@@ -1,0 +1,133 @@
+"""From the list of a raw folder's images to rows that are decoded, compared, divided and audited."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from breastcli.config import PrepareConfig
+from breastcli.data.audit import Audit, Inspection, PreparedRecord, audit
+from breastcli.data.datasets import Rejection
+from breastcli.data.duplicates import Duplicate, choose_dropped, find_duplicates
+from breastcli.data.images import MIN_SIDE_PX
+from breastcli.data.journal import JournalEntry, decode_into
+from breastcli.data.splits import fold_records, split_records
+from breastcli.data.store import IMAGES, keep_images
+from breastcli.errors import UserError
+from breastcli.files import write_csv, write_json
+from breastcli.progress import Progress
+from breastcli.records import ImageRecord
+
+logger = logging.getLogger(__name__)
+
+AUDIT, REJECTED = "audit.json", "rejected.csv"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What became of the images.
+
+    Attributes:
+        rows: those that stay, with their places in the split.
+        audit: the audit of their split.
+        duplicates: identical and nearly identical pairs, those that were dropped included.
+        rejected: files left out.
+        array: .npy file of the images of ``rows``.
+    """
+
+    rows: list[PreparedRecord]
+    audit: Audit
+    duplicates: list[Duplicate]
+    rejected: list[Rejection]
+    array: Path
+
+
+def check(
+    wanted: list[ImageRecord],
+    unplaced: list[Rejection],
+    ratio: tuple[int, int, int],
+    level: str,
+    raw: Path,
+    partial: Path,
+    config: PrepareConfig,
+    progress: Progress,
+) -> Checked:
+    """Decode all images, leave duplicates out where asked to, divide the rest and audit that.
+
+    Args:
+        wanted: the images.
+        unplaced: files that the data set's adapter could not place.
+        ratio: train, val and test, where there are no folds.
+        level: what never crosses a split.
+        raw: folder that the images' paths start from.
+        partial: folder for work in progress; the findings are written there too.
+        config: the job's options.
+        progress: told how far the work is.
+
+    Raises:
+        UserError: the work to resume is another, or the images cannot be divided as asked.
+    """
+    workers = config.workers or os.cpu_count() or 1
+    size_px = MIN_SIDE_PX if config.audit else config.size  # an audit keeps no images; its array serves --resume alone
+    journal = decode_into(partial, wanted, raw, size_px, workers, resume=config.resume, progress=progress)
+    decoded = [(record, one) for record, one in zip(wanted, journal, strict=True) if not one.reason]
+    rejected = unplaced + [Rejection(one.path, one.reason) for one in journal if one.reason]
+    _report_rejected(partial, rejected, strict=config.strict)
+    duplicates = _find_duplicates(decoded, raw, progress)
+    dropped = choose_dropped(duplicates, config.drop_duplicates)
+    gone = {one.path for one in dropped}
+    kept = [one for one in decoded if one[0].path not in gone]
+    if gone:
+        logger.warning("left out %d images as duplicates: see %s", len(gone), REJECTED)
+        _write_rejected(partial, rejected + dropped)
+    rows = _divide(kept, ratio, level, partial, config)
+    findings = audit(rows, level, Inspection([one.measures for _, one in kept if one.measures], duplicates, len(gone)))
+    write_json(partial / AUDIT, findings.to_json())
+    array = partial / IMAGES
+    if gone and not config.audit:
+        array = keep_images(array, [record.path not in gone for record, _ in decoded], size_px)
+    return Checked(rows, findings, duplicates, rejected + dropped, array)
+
+
+def _find_duplicates(decoded: list[tuple[ImageRecord, JournalEntry]], raw: Path, progress: Progress) -> list[Duplicate]:
+    records = [record for record, _ in decoded]
+    looks = [one.measures.perceptual_hash if one.measures else "" for _, one in decoded]
+    return find_duplicates(records, [one.pixel_hash for _, one in decoded], looks, raw, progress)
+
+
+def _write_rejected(partial: Path, rejected: list[Rejection]) -> None:
+    write_csv(partial / REJECTED, ("path", "reason"), [(one.path, one.reason) for one in rejected])
+
+
+def _report_rejected(partial: Path, rejected: list[Rejection], *, strict: bool) -> None:
+    _write_rejected(partial, rejected)
+    for one in rejected[:3]:
+        logger.warning("left out %s: %s", one.path, one.reason)
+    if len(rejected) > 3:
+        logger.warning("left out %d files in all: see %s", len(rejected), REJECTED)
+    if rejected and strict:
+        raise UserError(f"--strict: {len(rejected)} files were rejected", fix=f"see {partial / REJECTED}")
+
+
+def _divide(
+    decoded: list[tuple[ImageRecord, JournalEntry]],
+    ratio: tuple[int, int, int],
+    level: str,
+    partial: Path,
+    config: PrepareConfig,
+) -> list[PreparedRecord]:
+    if not decoded:
+        raise UserError("no file could be used", fix=f"see {partial / REJECTED}")
+    records = [record for record, _ in decoded]
+    folds: list[int | None] = [None] * len(records)
+    splits = [""] * len(records)
+    if config.folds is not None:
+        folds = list(fold_records(records, config.folds, level, config.seed))
+    else:
+        splits = split_records(records, ratio, level, config.seed)
+    return [
+        PreparedRecord(record, split, fold, one.width_px, one.height_px, one.pixel_hash)
+        for (record, one), split, fold in zip(decoded, splits, folds, strict=True)
+    ]

@@ -1,0 +1,45 @@
+"""The contact sheet of a prepared data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from breastcli.config import SPLITS
+from breastcli.data.audit import PreparedRecord
+from breastcli.reporting.contact_sheet import contact_sheet
+
+SHEET_COLUMNS = 8
+
+
+def draw_splits(array_file: Path, rows: Sequence[PreparedRecord], card: Mapping[str, Any], path: Path) -> None:
+    """Draw a few images of every class on every side.
+
+    Args:
+        array_file: .npy of (N, H, W, 3) uint8.
+        rows: N.
+        card: what ``dataset.json`` will hold.
+        path: PNG file to write.
+    """
+    array = np.load(array_file, mmap_mode="r", allow_pickle=False)
+    generator = np.random.default_rng(0)
+    cells, captions = {}, {}
+    unit = "exam" if card["num_exams"] else "patient" if card["num_patients"] else ""
+    present = {row.side for row in rows}
+    sides = [side for side in SPLITS if side in present] or sorted(present, key=int)
+    for side in sides:
+        for label in card["classes"]:
+            members = [number for number, row in enumerate(rows) if (row.side, row.record.label) == (side, label)]
+            chosen = np.sort(generator.permutation(members)[:SHEET_COLUMNS]).astype(int)
+            title = side if card["split"]["folds"] is None else f"fold {side}"
+            groups = len({getattr(rows[number].record, unit) for number in members}) if unit else 0
+            cells[title, label] = np.array(array[chosen])
+            captions[title, label] = f"{len(members)} images" + (f", {groups} {unit}s" if unit else "")
+    stain = f", {card['stain']['method']}" if card["stain"] else ""
+    stamp = f" - {card['split']['leaky']}" if card["split"]["leaky"] else ""
+    drawn = " - drawn, not real" if card["drawn"] else ""
+    title = f"{card['title']}{drawn}{stamp}\n{card['num_images']:,} images, {card['size_px']} px{stain}"
+    contact_sheet(cells, path, title=title, captions=captions)
