@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from breastcli import __version__
+from breastcli.allocator import keep_freed_memory
 from breastcli.config import JOBS, JobConfig, field_types
 from breastcli.configfile import read_section, resolve, to_yaml
 from breastcli.errors import UserError
@@ -146,6 +147,7 @@ def _run(
             console.show_architectures(as_json=json)
             return 0
         speaks = _speaks(job)
+        keep_freed_memory()
         with console.watching(quiet=quiet or not speaks) as progress:
             module = importlib.import_module(f"breastcli.{job}")
             result = getattr(module, job)(resolved, progress)
