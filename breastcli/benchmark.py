@@ -24,6 +24,7 @@ from breastcli.benchmarks.timing import Pair
 from breastcli.config import BenchmarkConfig
 from breastcli.errors import UsageError, UserError, first_line
 from breastcli.files import claim_folder, write_csv, write_json
+from breastcli.options import flag_of
 from breastcli.parsing import parse_magnification
 from breastcli.progress import SILENT, Progress
 from breastcli.reporting.convergence_plots import plot_size_accuracy, plot_time_accuracy
@@ -38,6 +39,7 @@ DOCUMENT = "benchmark.json"  # written last
 PLOTS = {"time_accuracy.png": plot_time_accuracy, "size_accuracy.png": plot_size_accuracy}
 TASK = "benchmark"
 BATCH_SIZE = 32  # where neither the user nor a protocol says otherwise
+ONLY_CONVERGENCE = ("protocol", "data", "mag", "fold", "epochs", "resume")
 TYPICAL = "dalaresnet50,resnet50,torchvision/mobilenet_v2"  # measured where every network would take too long
 
 
@@ -73,9 +75,11 @@ def benchmark(config: BenchmarkConfig, progress: Progress = SILENT) -> Benchmark
     out = Path(config.out or "runs/benchmark")
     trains = config.what in ("all", "convergence")
     compared = [name for name in COMPARISONS.names() if config.what in ("all", name)]
+    _check_options(config, trains)
     setting = _setting(config)
     hint = "use --resume, --overwrite or another --out" if trains else "use --overwrite or another --out"
     claim_folder(out, allowed=config.overwrite or (trains and config.resume), hint=hint)
+    (out / DOCUMENT).unlink(missing_ok=True)  # it would speak of runs that are trained anew
     archs = _archs(config)
     described = [describe_network(arch, setting) for arch in archs]  # first, because it finds misspelt names
     protocol = start_protocol(config, out) if trains else None
@@ -99,6 +103,14 @@ def benchmark(config: BenchmarkConfig, progress: Progress = SILENT) -> Benchmark
     }
     _write(out, document)
     return BenchmarkResult(out, document, time.monotonic() - started)
+
+
+def _check_options(config: BenchmarkConfig, trains: bool) -> None:
+    if trains:
+        return
+    for field in dataclasses.fields(config):
+        if field.name in ONLY_CONVERGENCE and getattr(config, field.name) != field.default:
+            raise UsageError(f"{flag_of(field.name)}: {config.what} trains nothing", fix="leave it out")
 
 
 def _setting(config: BenchmarkConfig) -> Setting:

@@ -140,14 +140,13 @@ def _run(
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items()}
         section = read_section(config, job) if config else {}
         resolved = resolve(kind, section, given)
-        if print_config:
-            typer.echo(to_yaml(resolved), nl=False)
-            return 0
-        if getattr(resolved, "arch", "") == "help":
-            console.show_architectures(as_json=json)
-            return 0
         speaks = _speaks(job)
-        keep_freed_memory()
+        if print_config or getattr(resolved, "arch", "") == "help":
+            if speaks:
+                typer.echo(to_yaml(resolved), nl=False) if print_config else console.show_architectures(as_json=json)
+            return 0
+        if job != "benchmark":  # where others' code runs too, which must not gain by it
+            keep_freed_memory()
         with console.watching(quiet=quiet or not speaks) as progress:
             module = importlib.import_module(f"breastcli.{job}")
             result = getattr(module, job)(resolved, progress)

@@ -313,7 +313,7 @@ class BenchmarkConfig(JobConfig):
     batch_size: int | None = option(None, "Images per step (default: 32; convergence: the protocol's).", at_least=2)
     rounds: int = option(5, "Rounds after the warm-up, at most: slow comparisons stop after two or more.", at_least=1)
     protocol: str | None = option(
-        None, "convergence: YAML file whose `train` section holds for every network; flags win.", metavar="FILE"
+        None, "convergence: YAML file whose `train` section holds for every network.", metavar="FILE"
     )
     data: str | None = option(
         None,

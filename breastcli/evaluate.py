@@ -119,8 +119,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
     root = _root(runs)
     out = Path(config.out) if config.out else root / "evaluate" / config.split
     claim_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out")
-    device = resolve_device(config.device)
-    parts = [_evaluate_run(run, config, device, progress) for run in runs]
+    parts = [_evaluate_run(run, config, progress) for run in runs]
     predictions = _pool(parts)
     settings = {"resamples": config.resamples, "seed": config.seed}
     image = score_images(predictions, **settings)
@@ -138,22 +137,24 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
         "calibration": calibration,
         "embedding": _draw_embedding(out, parts[0]) if config.embedding else None,
     }
+    (out / METRICS).unlink(missing_ok=True)  # its figures must not stand beside new predictions
     with replacing(out / PREDICTIONS) as temporary:
         predictions.to_csv(temporary)
-    document["predictions"] = describe_predictions(out / PREDICTIONS, parts[0].key if len(parts) == 1 else None)
+    document["predictions"] = describe_predictions(out / PREDICTIONS, runs, parts[0].key if len(parts) == 1 else None)
     _draw_plots(out, predictions, before, image, document["dataset"])
     if not config.embedding:
         (out / EMBEDDING_PLOT).unlink(missing_ok=True)  # an earlier evaluation's
     write_json(out / METRICS, document)
     if len(runs) > 1:
-        describe_pool(root, runs, device, config.seed, time.monotonic() - started)
+        describe_pool(root, runs, resolve_device(config.device), config.seed, time.monotonic() - started)
     found = (document, image, patient, by_magnification, by_subtype)
     return EvaluateResult(out, write_report(root), *found, time.monotonic() - started)
 
 
 def _compare(config: EvaluateConfig, progress: Progress, started: float) -> ComparisonResult:
     folders = find_sides(config)
-    name = "-".join(["compare", *(folder.resolve().name for folder in folders)])
+    names = [folder.resolve().name for folder in folders]
+    name = "-".join(["compare", *names, *([config.split] if config.split != "test" else [])])
     out = Path(config.out) if config.out else folders[0].parent / name
     claim_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out")
     for folder in folders:
@@ -191,20 +192,22 @@ def _root(runs: list[Run]) -> Path:
     return runs[0].folder.parent / f"{shared}-pooled"
 
 
-def _evaluate_run(run: Run, config: EvaluateConfig, device: torch.device, progress: Progress) -> _Evaluated:
+def _evaluate_run(run: Run, config: EvaluateConfig, progress: Progress) -> _Evaluated:
+    device = resolve_device(config.device)
     data = run.open_data(config.data)
     if config.threshold != "0.5" and len(data.classes) != 2:
         raise UsageError(f"--threshold {config.threshold}: needs two classes, not {len(data.classes)}")
     dtype = resolve_precision(config.precision, device)
-    how = {"split": config.split, "tta": config.tta, "calibrate": config.calibrate}
-    key = prediction_key(run, data, **how, dtype=dtype, device=device)
+    rows = _select(run, data, config.split)
+    records = [data.rows[row].record for row in rows]
+    ids = strings(record.image_id for record in records)
+    key = prediction_key(run, data, ids, tta=config.tta, calibrate=config.calibrate, dtype=dtype, device=device)
     only_scores = not config.embedding and not _needs_validation(config)
     earlier = find_predictions(run, config.split, key) if only_scores else None
     model, facts = (None, read_facts(run.best)) if earlier else load_checkpoint(run.best, device)
     if facts is None or tuple(facts["classes"]) != data.classes:
         raise UserError(f"{run.best} knows other classes than {data.folder}", fix="train again")
     kept: list[torch.Tensor] = []
-    rows = _select(run, data, config.split)
     if earlier is not None:
         logger.info("%s: predictions of the earlier evaluation are taken again", run.folder)
         probs = earlier.probs
@@ -214,12 +217,10 @@ def _evaluate_run(run: Run, config: EvaluateConfig, device: torch.device, progre
     uncalibrated = probs
     temperature, threshold, probs = _fit(run, data, probs, model, config, device, progress)
     predicted = probs.argmax(axis=1) if threshold is None else (probs[:, 1] >= threshold).astype(np.int64)
-    records = [data.rows[row].record for row in rows]
     columns = {name: strings(getattr(record, name) or "" for record in records) for name in COLUMNS}
     columns["run"] = strings(run.folder.name for _ in records)
     if threshold is not None:
         columns["threshold"] = strings(repr(threshold) for _ in records)
-    ids = strings(record.image_id for record in records)
     predictions = Predictions(ids, data.classes, probs, predicted, data.labels[rows], columns)
     embeddings = torch.cat(kept).numpy() if kept else np.zeros((len(rows), 0), dtype=np.float32)
     epoch, synthetic = int(facts["epoch"]), saw_synthetic(facts)

@@ -153,6 +153,8 @@ def _run(
         _restore(session, saved, out)
     elif config.overwrite and processes.writes:
         remove_results(out)
+    if not processes.agree(len(session.history)):
+        raise UserError(f"the processes do not see the same {out}", fix="choose an --out that all of them share")
     if not processes.writes:
         _fit(session, out)
         return session, _best(session.history, config.monitor)
@@ -227,11 +229,11 @@ def _fit(session: Session, out: Path) -> None:
         for group in session.optimizer.param_groups:
             group["lr"] = factor * group["initial_lr"]
         began = time.monotonic()
-        train_loss = train_epoch(session, stepped, epoch)
+        train_loss, num_shown = train_epoch(session, stepped, epoch)
         seconds = time.monotonic() - began
         row = {"epoch": epoch, "lr": factor * config.lr, "train_loss": train_loss, **validate(session, epoch)}
         session.history.append(row)
-        speed, with_validation = len(session.rows["train"]) / seconds, time.monotonic() - began
+        speed, with_validation = num_shown / seconds, time.monotonic() - began
         session.timing.append((epoch, seconds, speed, with_validation))
         if session.processes.writes:
             _save_epoch(session, out)

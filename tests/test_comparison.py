@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -254,6 +255,17 @@ def test_what_cannot_be_compared_is_refused(sides: Path, tmp_path: Path) -> None
             evaluate(EvaluateConfig(runs=(one, other), compare=True, **change))
     with pytest.raises(UserError, match="is not a run folder"):
         evaluate(EvaluateConfig(runs=(one, str(tmp_path)), compare=True))
+    shutil.copytree(one, tmp_path / "changed", copy_function=shutil.copy)
+    file = tmp_path / "changed/evaluate/test/predictions.csv"
+    file.write_text(file.read_text() + "\n")
+    with pytest.raises(UserError, match="is not what was evaluated"):
+        evaluate(EvaluateConfig(runs=(str(tmp_path / "changed"), other), compare=True))
+    weights = Path(one) / "checkpoints/best.safetensors"
+    known = weights.read_bytes()
+    weights.write_bytes(known + b" ")
+    with pytest.raises(UserError, match="has other weights than when"):
+        evaluate(EvaluateConfig(runs=(one, other), compare=True, out=str(tmp_path / "stale")))
+    weights.write_bytes(known)
     folder = tmp_path / "old/evaluate/test"
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text("{}")

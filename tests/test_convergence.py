@@ -9,11 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import TINY, Outcome
-from PIL import Image
 from rich.console import Console
 
 from breastcli import console, show
@@ -91,6 +89,7 @@ def test_figures_of_the_papers() -> None:
         (TINY, {}),
         ("torchvision/mobilenet_v2", {}),
         ("dalaresnet50", {"num_classes": 8}),
+        ("densenet121_se", {"magnification": None}),
         ("dalaresnet50", {"magnification": None}),  # the paper trains on one magnification at a time
         ("dalaresnet50", {"dataset": "sample"}),
     ],
@@ -135,6 +134,7 @@ def config(out: Path, data: Path | None, **values: Any) -> BenchmarkConfig:
         ("train:\n  epohcs: 3\n", "did you mean 'epochs'"),
         ("train: [\n", "is not valid YAML in line .: check --protocol"),
         ("train:\n  init_from: latest\n", "--init-from latest"),
+        ("train:\n  cache_embeddings: 'on'\n", "embeddings are cached"),
     ],
 )
 def test_bad_protocols_are_refused_at_once(
@@ -145,6 +145,24 @@ def test_bad_protocols_are_refused_at_once(
         file.write_text(text)
     with pytest.raises(UsageError, match=message):
         benchmark(config(tmp_path / "out", prepared, protocol=str(file)))
+
+
+def test_options_of_convergence_are_refused_elsewhere(tmp_path: Path, prepared: Path) -> None:
+    with pytest.raises(UsageError, match="--data: models trains nothing"):
+        benchmark(config(tmp_path, prepared, what="models"))
+
+
+@pytest.mark.parametrize(("change", "message"), [({"epochs": 1}, "--epochs 2, not 1"), ({}, "on elsewhere, not cpu")])
+def test_a_run_that_was_timed_otherwise_is_not_gone_on_with(
+    change: dict[str, Any], message: str, own_run: Path, prepared: Path, tmp_path: Path, no_children: None
+) -> None:
+    run = tmp_path / "out/convergence" / TINY.replace("/", "-")
+    shutil.copytree(own_run, run)
+    if not change:
+        info = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps(info | {"device": "elsewhere"}))
+    with pytest.raises(UserError, match=message):
+        benchmark(config(tmp_path / "out", prepared, resume=True, **({"epochs": 2} | change)))
 
 
 def test_missing_data_and_wrong_names_are_refused_at_once(tmp_path: Path, prepared: Path, no_children: None) -> None:
@@ -334,10 +352,14 @@ def test_plots_show_every_point_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[:k])
 
 
-def test_plots_without_figures_say_so(tmp_path: Path) -> None:
-    plot_time_accuracy(rows_of_a_benchmark()[2:], tmp_path / "some.png")
+def test_plots_without_figures_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    write = convergence_plots._write
+    monkeypatch.setattr(
+        convergence_plots, "_write", lambda figure, *given: drawn.append(figure) or write(figure, *given)
+    )
     plot_time_accuracy([], tmp_path / "none.png")
-    assert not np.array_equal(*(np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("some", "none")))
+    assert any("No network has both figures" in text.get_text() for text in drawn[0].axes[0].texts)
 
 
 def test_what_is_printed(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

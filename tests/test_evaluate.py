@@ -12,7 +12,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from breastcli import evaluate as evaluate_module
 from breastcli.config import EvaluateConfig, PrepareConfig, TrainConfig
-from breastcli.data.store import PreparedData
+from breastcli.data.store import PreparedData, write_manifest
 from breastcli.errors import UsageError, UserError
 from breastcli.evaluate import EvaluateResult, evaluate
 from breastcli.metrics.calibration import fit_temperature, temper
@@ -90,6 +90,19 @@ def test_predictions_are_taken_again_while_nothing_they_depend_on_changes(
         weights.write(b" ")
     with pytest.raises(UserError, match="damaged"):
         run(own_run, overwrite=True)
+
+
+def test_predictions_are_not_taken_for_other_rows(own_run: Path, prepared: Path, tmp_path: Path) -> None:
+    before = run(own_run)
+    copy = Path(shutil.copytree(prepared, tmp_path / "copy"))
+    data = PreparedData.open(prepared)
+    order = np.random.default_rng(0).permutation(len(data.rows))
+    write_manifest(copy, [data.rows[row] for row in order])  # the same images and split, so the same fingerprints
+    np.save(copy / "images.npy", data.images[order])
+    after = run(own_run, data=str(copy), overwrite=True)
+    assert after["predictions"]["key"] != before["predictions"]["key"]
+    for name, figure in before["image"]["overall"].items():
+        assert after["image"]["overall"][name]["value"] == pytest.approx(figure["value"]), name
 
 
 def test_predictions_are_those_of_the_network(own_run: Path, prepared: Path) -> None:

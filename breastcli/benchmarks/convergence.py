@@ -23,7 +23,7 @@ from breastcli.files import read_csv, read_json, write_text
 from breastcli.parsing import parse_magnification
 from breastcli.progress import Progress
 from breastcli.records import stamp_of
-from breastcli.system.runfolder import HISTORY, METRICS, TIMING, find_run
+from breastcli.system.runfolder import HISTORY, INFO, METRICS, TIMING, find_run
 from breastcli.system.runtime import describe_device, resolve_device, resolve_precision
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ DRAWN_IMAGES, DRAWN_SIZE_PX = 240, 64
 DRAWN_TRAINING = {"epochs": 8, "lr": 1e-3, "augment": "light", "imbalance": "weights"}
 CONVENTIONS = (
     "seconds: wall-clock time of the epochs, training and validation; starting, saving and the test are not counted",
-    "images/s: training images over the time of the training passes",
+    "images/s: images shown, repeats included, over the time of the training passes",
     "a network that learns nothing converges at once: read its time beside its scores",
 )
 
@@ -144,7 +144,8 @@ class Convergence:
 def start_protocol(config: BenchmarkConfig, out: Path) -> Protocol:
     """Settle what every network is trained under and check it; draw the images where there are none.
 
-    Flags of the benchmark win over the file of ``--protocol``, which wins over the defaults of ``train``.
+    Flags of the benchmark (device, seed, precision and workers where they are not the default) win over the file of
+    ``--protocol``, which wins over the defaults of ``train``.
 
     Raises:
         UsageError: the file cannot be used, or an option that cannot be accepted.
@@ -154,6 +155,9 @@ def start_protocol(config: BenchmarkConfig, out: Path) -> Protocol:
     if config.protocol and not section:
         raise UsageError(f"{config.protocol} has no section 'train'", fix="check --protocol")
     folder = out / FOLDER
+    if section.get("cache_embeddings") == "on":
+        fix = "leave cache_embeddings out: time spent on embeddings would not be counted"
+        raise UsageError(f"{config.protocol}: embeddings are cached", fix=fix)
     drawn = config.what == "all" and config.data is None and "data" not in section
     if drawn:
         section = {**DRAWN_TRAINING, **section, "data": str(folder / SAMPLE)}
@@ -161,6 +165,7 @@ def start_protocol(config: BenchmarkConfig, out: Path) -> Protocol:
     given = {name: getattr(config, name) for name in COMMON if getattr(config, name) != defaults[name]}
     given |= {name: getattr(config, name) for name in OVERRIDES}
     train = dataclasses.replace(resolve(TrainConfig, section, given), out=None, resume=False, overwrite=False)
+    train = dataclasses.replace(train, cache_embeddings="off")  # a frozen trunk's work is timed like all others'
     if train.init_from == "latest":
         raise UsageError("--init-from latest: may be another run for each network", fix="name the run")
     magnification = parse_magnification(train.mag)
@@ -193,6 +198,7 @@ def train_network(network: NetworkFigures, protocol: Protocol, progress: Progres
     common = ["--config", str(protocol.folder / PROTOCOL)]
     watched = _Watch(run / HISTORY, network.arch, train.epochs, progress)
     try:
+        _check_begun(run, protocol)
         trained = run_command(
             ["train", *common, "--arch", network.arch, "--out", str(run), *protocol.flags], watched.look
         )
@@ -206,6 +212,22 @@ def train_network(network: NetworkFigures, protocol: Protocol, progress: Progres
         watched.finish()
 
 
+def _check_begun(folder: Path, protocol: Protocol) -> None:
+    """Refuse to go on with a run whose epochs so far were timed elsewhere, or whose number was another.
+
+    Raises:
+        UserError: it was trained on another device or for more epochs.
+    """
+    if "--resume" not in protocol.flags or not (folder / INFO).is_file():
+        return
+    run, device = find_run(str(folder)), describe_device(resolve_device(protocol.train.device))
+    before, now = run.config.epochs, protocol.train.epochs
+    if run.info["device"] != device:
+        raise UserError(f"{folder} was trained on {run.info['device']}, not {device}", fix="use --overwrite")
+    if before > now:
+        raise UserError(f"{folder} was trained with --epochs {before}, not {now}", fix="use --overwrite")
+
+
 def _read_run(arch: str, folder: Path, trained: dict[str, Any]) -> Convergence:
     """Return the figures of a finished and tested run.
 
@@ -217,9 +239,12 @@ def _read_run(arch: str, folder: Path, trained: dict[str, Any]) -> Convergence:
     run = find_run(str(folder))
     monitor = run.config.monitor
     history, timing = read_csv(folder / HISTORY), read_csv(folder / TIMING)
+    if any(not row.get("seconds_with_validation") for row in timing):
+        raise UserError(f"{folder / TIMING} has epochs without a time", fix="use --overwrite")
     seconds = [float(row["seconds_with_validation"]) for row in timing]
     epoch = find_convergence([float(row[monitor]) for row in history], smaller_is_better=_is_loss(monitor))
     training_s = sum(float(row["seconds"]) for row in timing)
+    num_shown = sum(float(row["seconds"]) * float(row["images_per_second"]) for row in timing)
     tested = read_json(folder / "evaluate/test" / METRICS)
     dataset = tested["dataset"]
     return Convergence(
@@ -230,7 +255,7 @@ def _read_run(arch: str, folder: Path, trained: dict[str, Any]) -> Convergence:
         convergence_s=sum(seconds[:epoch]) if epoch else None,
         reason="" if epoch else NOT_CONVERGED,
         total_s=sum(seconds),
-        images_per_s=trained["num_images"]["train"] * len(timing) / training_s,
+        images_per_s=num_shown / training_s,
         best_epoch=int(trained["best"]["epoch"]),
         image=_scores(tested["image"]),
         patient=_scores(tested["patient"]["mean"]) if tested["patient"] else no_scores(),

@@ -95,7 +95,7 @@ def paper_figures(
         two_stages: whether training starts from a run on other images, as Wang et al. do.
     """
     printed_as, classes = DATASETS.get(dataset, ("", 0))
-    if classes != num_classes:
+    if classes != num_classes or (dataset == "breakhis" and magnification is None):
         return NOTHING
     name = NAMES.get(arch, arch)
     name = TWO_STAGES.get(name, name) if two_stages else name

@@ -13,6 +13,7 @@ from breastcli.files import read_json
 from breastcli.metrics.comparison import Comparison, compare_predictions
 from breastcli.options import flag_of
 from breastcli.records import Predictions, stamp_of
+from breastcli.system.reuse import refuse_stale
 from breastcli.system.runfolder import METRICS, PREDICTIONS, find_run, git_state, versions
 
 DECIDED_BEFORE = ("data", "threshold", "tta", "calibrate", "embedding")  # by each side's own evaluation
@@ -122,6 +123,7 @@ def compare_folders(folders: tuple[Path, Path], config: EvaluateConfig) -> tuple
 def _read_side(folder: Path, split: str) -> Side:
     where = folder / "evaluate" / split
     side = Side(folder, read_json(where / METRICS), Predictions.from_csv(where / PREDICTIONS))
+    refuse_stale(where, side.document)
     try:
         side.to_json()
     except (KeyError, TypeError, AttributeError) as error:

@@ -88,6 +88,11 @@ class Processes:
         for one in learning if self.count > 1 else ():
             one.grad /= self.count
 
+    def agree(self, number: int) -> bool:
+        """Return whether a number is the same in all processes."""
+        numbers = self.gather(torch.tensor([number]), self.count)
+        return bool((numbers == numbers[0]).all())
+
     def wait(self) -> None:
         """Wait until every process has come here."""
         if self.count > 1:

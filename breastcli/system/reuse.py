@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from breastcli import __version__
@@ -14,15 +16,31 @@ from breastcli.data.store import PreparedData
 from breastcli.errors import UserError
 from breastcli.files import read_json
 from breastcli.records import Predictions
-from breastcli.system.runfolder import METRICS, PREDICTIONS, Run
+from breastcli.system.runfolder import BEST, METRICS, PREDICTIONS, Run
 
 READ_AT_ONCE = 1 << 20  # bytes of a file that is hashed
 
 
 def prediction_key(
-    run: Run, data: PreparedData, *, split: str, tta: str, calibrate: bool, dtype: torch.dtype, device: torch.device
+    run: Run,
+    data: PreparedData,
+    ids: np.ndarray,
+    *,
+    tta: str,
+    calibrate: bool,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> str:
     """Return a name for everything that a run's probabilities depend on, from weights and images to calibration.
+
+    Args:
+        run: whose weights are used.
+        data: where the images are.
+        ids: (N,) names of the images in the order of the predictions, which a copy of the data need not keep.
+        tta: test-time augmentation.
+        calibrate: whether the probabilities are calibrated.
+        dtype: arithmetic of the network.
+        device: where it computes.
 
     Raises:
         UserError: the run has no checkpoint yet.
@@ -32,10 +50,7 @@ def prediction_key(
     known: dict[str, Any] = {
         "weights": _hash_of(run.best),
         "images": data.card["fingerprint"],
-        "division": data.card["split_fingerprint"],
-        "fold": run.config.fold,
-        "mag": run.config.mag,
-        "split": split,
+        "ids": ids.tolist(),
         "tta": tta,
         "calibrate": calibrate,
         "arithmetic": [str(dtype), device.type, torch.__version__, __version__],
@@ -43,9 +58,37 @@ def prediction_key(
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
-def describe_predictions(file: Path, key: str | None) -> dict[str, str] | None:
-    """Return what ``metrics.json`` keeps so that a file's predictions can be taken again; None for several runs'."""
-    return None if key is None else {"key": key, "sha256": _hash_of(file)}
+def describe_predictions(file: Path, runs: Sequence[Run], key: str | None) -> dict[str, Any]:
+    """Return what ``metrics.json`` keeps to tell whether predictions are still those of these runs.
+
+    Args:
+        file: the predictions.
+        runs: whose they are.
+        key: by which one run's can be taken again; None for several.
+    """
+    return {"key": key, "sha256": _hash_of(file), "weights": {str(run.folder): _hash_of(run.best) for run in runs}}
+
+
+def refuse_stale(folder: Path, document: dict[str, Any]) -> None:
+    """Refuse an evaluation whose predictions were changed, or whose runs were trained further since.
+
+    Args:
+        folder: of ``metrics.json`` and ``predictions.csv``.
+        document: the contents of the former.
+
+    Raises:
+        UserError: it is stale.
+    """
+    known = document.get("predictions")
+    if not known:
+        return  # of an older version, which did not keep it
+    if known["sha256"] != _hash_of(folder / PREDICTIONS):
+        raise UserError(f"{folder / PREDICTIONS} is not what was evaluated", fix="evaluate again with --overwrite")
+    for run, weights in known.get("weights", {}).items():
+        best = Path(run) / BEST
+        if best.is_file() and _hash_of(best) != weights:
+            fix = "evaluate it again with --overwrite"
+            raise UserError(f"{run} has other weights than when {folder} was written", fix=fix)
 
 
 def find_predictions(run: Run, split: str, key: str) -> Predictions | None:

@@ -99,8 +99,8 @@ def check_shares(session: Session) -> None:
         raise UsageError(problem, fix="start fewer, or raise --batch-size")
 
 
-def train_epoch(session: Session, model: nn.Module, epoch: int) -> float:
-    """Take one pass over the training images; return the mean loss.
+def train_epoch(session: Session, model: nn.Module, epoch: int) -> tuple[float, int]:
+    """Take one pass over the training images; return the mean loss, and how many images were shown, repeats included.
 
     Where several processes share a batch, each runs its own images, and the loss is that of all of them: it is worked
     out from the logits of all in every process, of which only the own ones lead back into the network, so that the
@@ -143,7 +143,7 @@ def train_epoch(session: Session, model: nn.Module, epoch: int) -> float:
             fix="lower --lr or use --precision fp32; earlier checkpoints are kept",
         )
     sizes = torch.tensor([len(batch) for batch in batches], device=device)
-    return float((losses.double() * sizes).sum() / sizes.sum())
+    return float((losses.double() * sizes).sum() / sizes.sum()), len(rows)
 
 
 def _order(
