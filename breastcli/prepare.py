@@ -14,8 +14,8 @@ import numpy as np
 from breastcli import __version__
 from breastcli.config import PrepareConfig
 from breastcli.data.audit import Audit, PreparedRecord, counts_by_side
-from breastcli.data.checking import AUDIT, REJECTED, check
-from breastcli.data.datasets import DataSet, Rejection, find_dataset
+from breastcli.data.checking import AUDIT, REJECTED, check, refuse_rejected
+from breastcli.data.datasets import DataSet, Rejection, Scan, find_dataset
 from breastcli.data.images import RejectedImageError, read_rgb
 from breastcli.data.splits import known_level
 from breastcli.data.store import (
@@ -42,6 +42,7 @@ from breastcli.reporting.split_sheet import draw_splits
 
 logger = logging.getLogger(__name__)
 
+CONTACT_SHEET = "contact_sheet.png"
 REFERENCE_IMAGES = 64  # training images whose median stain is the reference
 
 
@@ -93,10 +94,11 @@ def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult
     kept = parse_classes(config.classes, (*adapter.subtypes, *adapter.classes))
     if config.audit and (out / MANIFEST).exists():
         raise UserError(f"--audit: {out} is a prepared folder", fix="choose another --out")
-    if config.resume and (out / MANIFEST).is_file():
-        return _already_finished(out, _options(config, adapter))
-    claim_folder(out, allowed=config.resume or config.overwrite, hint="use --resume, --overwrite or another --out")
-    scan = adapter.scan(raw)
+    # With work in progress a finished folder is what an interrupted --overwrite was about to replace.
+    if config.resume and (out / MANIFEST).is_file() and not (out / PARTIAL / IMAGES).is_file():
+        return _already_finished(out, _options(config, adapter), strict=config.strict)
+    _claim(out, config)
+    scan = _scan(adapter, raw, out)
     wanted, notes = _wanted(scan.records, raw, magnification, kept, adapter, config)
     level = known_level(wanted, config.group_by)
     if level != config.group_by:
@@ -132,6 +134,32 @@ def _raw_folder(config: PrepareConfig, out: Path, progress: Progress) -> tuple[D
         progress.begin("drawing", config.draw, "images")
         adapter.draw(raw, num_images=config.draw, seed=config.seed, on_drawn=lambda: progress.advance("drawing"))
     return adapter, raw
+
+
+def _claim(out: Path, config: PrepareConfig) -> None:
+    """Create the output folder, or refuse one that holds something; an audit resumes only in a folder of its own."""
+    ours = not config.audit or (out / PARTIAL).is_dir() or _holds_audit(out)
+    hint = "use --resume, --overwrite or another --out" if ours else "use --overwrite or another --out"
+    claim_folder(out, allowed=config.overwrite or (config.resume and ours), hint=hint)
+
+
+def _holds_audit(folder: Path) -> bool:
+    """Whether a folder's audit.json was written by breastcli."""
+    if not (folder / AUDIT).is_file():
+        return False
+    try:
+        found = read_json(folder / AUDIT)
+    except UserError:
+        return False
+    return isinstance(found, dict) and {"verdict", "near_duplicates"} <= set(found)
+
+
+def _scan(adapter: DataSet, raw: Path, out: Path) -> Scan:
+    """Find the images, passing over breastcli's own sheets where ``out`` lies in ``raw``."""
+    scan = adapter.scan(raw)
+    own = {(out / name).resolve() for name in (CONTACT_SHEET, PAIR_SHEET)}
+    rejected = [one for one in scan.rejected if (raw / one.path).resolve() not in own]
+    return dataclasses.replace(scan, rejected=rejected)
 
 
 def _wanted(
@@ -179,7 +207,7 @@ def _options(config: PrepareConfig, adapter: DataSet) -> dict[str, Any]:
     return {"dataset": adapter.name, **{name: getattr(config, name) for name in names}}
 
 
-def _already_finished(out: Path, options: dict[str, Any]) -> PrepareResult:
+def _already_finished(out: Path, options: dict[str, Any], *, strict: bool) -> PrepareResult:
     data = PreparedData.open(out)
     if data.card.get("synthetic"):
         raise UserError(f"{out} holds synthetic images, which prepare did not make", fix="use another --out")
@@ -190,6 +218,8 @@ def _already_finished(out: Path, options: dict[str, Any]) -> PrepareResult:
         raise UserError(f"{out} was prepared with another {flag_of(changed)}", fix="use --overwrite or another --out")
     logger.warning("%s is already finished", out)
     rejected = [Rejection(row["path"], row["reason"]) for row in read_csv(out / REJECTED)]
+    if strict:
+        refuse_rejected(rejected, out / REJECTED)
     return PrepareResult(out, data.card, Audit.from_json(read_json(out / AUDIT)), rejected, 0.0)
 
 
@@ -318,7 +348,7 @@ def _class_order(names: set[str], adapter: DataSet) -> list[str]:
 def _finish(out: Path, array: Path, rows: list[PreparedRecord], card: dict[str, Any]) -> None:
     """Move everything into place, the manifest last."""
     finished = array.with_name(STAINED) if card["stain"] else array
-    draw_splits(finished, rows, card, out / "contact_sheet.png")
+    draw_splits(finished, rows, card, out / CONTACT_SHEET)
     # From here until the manifest is written the folder counts as unfinished, whatever it held before.
     (out / MANIFEST).unlink(missing_ok=True)
     write_json(out / CARD, card)
@@ -330,8 +360,9 @@ def _finish(out: Path, array: Path, rows: list[PreparedRecord], card: dict[str, 
 
 
 def _move_audit(out: Path) -> None:
-    """Move the findings into place; a sheet of suspicious pairs that no longer are there goes."""
-    (out / PAIR_SHEET).unlink(missing_ok=True)
+    """Move the findings into place; a sheet of breastcli's own of pairs that no longer are there goes."""
+    if _holds_audit(out):
+        (out / PAIR_SHEET).unlink(missing_ok=True)
     for name in (PAIR_SHEET, REJECTED, AUDIT):
         if (found := out / PARTIAL / name).is_file():
             found.replace(out / name)

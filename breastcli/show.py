@@ -63,7 +63,8 @@ def _show_audit(audit: Audit) -> None:
         table.add_row("near-duplicates", "not looked for: prepared by an older breastcli")
     else:
         sides, labels = len(audit.near_across_splits), len(audit.near_conflicts)
-        table.add_row("near-duplicates", _and_worse(len(audit.near_duplicates), "pair", sides, labels))
+        blind = f"; images not compared: {audit.num_not_compared}" if audit.num_not_compared else ""
+        table.add_row("near-duplicates", _and_worse(len(audit.near_duplicates), "pair", sides, labels) + blind)
     if audit.shared_exams:
         table.add_row("exams of several patient ids", f"{len(audit.shared_exams)} ({_first(list(audit.shared_exams))})")
     for level, names in audit.crossing.items():

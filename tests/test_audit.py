@@ -115,8 +115,8 @@ def test_where_exams_are_unknown_patients_are_counted() -> None:
     assert audit(rows, "patient").leaks == ["patient p is on two sides of the split"]
 
 
-def measured(**values: float) -> Measures:
-    return dataclasses.replace(Measures("", 180.0, 40.0, 0.3, 100.0, 0.1, 0.3, 0.2), **values)
+def measured(**values: float | str) -> Measures:
+    return dataclasses.replace(Measures("0f" * 32, 180.0, 40.0, 0.3, 100.0, 0.1, 0.3, 0.2), **values)
 
 
 def inspected(rows: list[PreparedRecord], *pairs: tuple[str, str], level: str = "exam", dropped: int = 0) -> Audit:
@@ -163,9 +163,10 @@ def test_an_audit_is_read_back_as_it_was_written() -> None:
     assert [one.side for one in found.drift] == ["val", "test"]
     assert Audit.from_json(json.loads(json.dumps(found.to_json()))) == found
     older = json.loads(json.dumps(audit(CLEAN, "exam").to_json()))
-    for name in ("near_duplicates", "num_dropped", "outliers", "drift", "counts", "shared_exams"):
+    for name in ("near_duplicates", "num_dropped", "num_not_compared", "outliers", "drift", "counts", "shared_exams"):
         del older[name]
-    assert Audit.from_json(older).near_duplicates is None
+    read = Audit.from_json(older)
+    assert (read.near_duplicates, read.num_not_compared) == (None, None)
 
 
 def test_counts_and_shared_exams() -> None:
@@ -180,3 +181,9 @@ def test_odd_images_are_named_in_the_warnings() -> None:
     rows = [dataclasses.replace(one, width_px=70 + (number == 3)) for number, one in enumerate(CLEAN)]
     found = audit(rows, "exam", Inspection([measured(plain=0.99), *[measured()] * 3], [], 0))
     assert found.warnings() == ["images nearly blank: 1 (a)", "images not of the usual size: 1 (d)"]
+
+
+def test_images_that_could_not_be_compared_are_counted() -> None:
+    found = audit(CLEAN, "exam", Inspection([*[measured(perceptual_hash="")] * 2, *[measured()] * 2], [], 0))
+    assert found.num_not_compared == 2
+    assert found.warnings() == ["2 images show too little contrast to be compared with others"]

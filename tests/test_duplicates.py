@@ -78,5 +78,14 @@ def test_a_file_that_vanished_is_one_clear_line(raw: Path, tmp_path: Path) -> No
     image = Image.open(next((raw / "BreaKHis_v1").rglob("*.png")))
     saved = save(tmp_path, {"a": image, "b": image.transpose(Image.Transpose.ROTATE_180)})
     (tmp_path / "b.png").unlink()
-    with pytest.raises(UserError, match=r"b\.png changed while it was read"):
+    with pytest.raises(UserError, match=r"b\.png changed while it was worked on.*--overwrite"):
+        find_duplicates(*saved, tmp_path, SILENT)
+
+
+def test_a_file_replaced_after_it_was_hashed_is_no_acquittal(raw: Path, tmp_path: Path) -> None:
+    files = sorted((raw / "BreaKHis_v1").rglob("*.png"))
+    image = Image.open(files[0])
+    saved = save(tmp_path, {"a": image, "b": image.transpose(Image.Transpose.ROTATE_180)})
+    Image.open(files[50]).save(tmp_path / "b.png")
+    with pytest.raises(UserError, match=r"b\.png changed while it was worked on: start again with --overwrite"):
         find_duplicates(*saved, tmp_path, SILENT)

@@ -143,3 +143,10 @@ def test_threads_keep_the_order(tmp_path: Path) -> None:
         paths.append(tmp_path / f"{number}.png")
     values = [int(one.pixels[0, 0, 0]) for one in decode_in_order(paths, 16, workers=4)]
     assert values == list(range(30))
+
+
+def test_who_does_not_inspect_gets_the_same_pixels_alone(tmp_path: Path) -> None:
+    Image.fromarray(pattern()).save(tmp_path / "a.png")
+    (plain,) = decode_in_order([tmp_path / "a.png"], 24, 1, inspect=False)
+    assert np.array_equal(plain.pixels, decode(tmp_path / "a.png", 24).pixels)
+    assert (plain.width_px, plain.height_px, plain.pixel_hash, plain.measures) == (60, 40, "", None)

@@ -31,7 +31,9 @@ def count(pixels: np.ndarray, colour: str) -> int:
     return int((pixels == ImageColor.getrgb(colour)).all(axis=2).sum())
 
 
-def test_without_pairs_there_is_no_file(tmp_path: Path) -> None:
+def test_without_pairs_there_is_no_file_any_more(tmp_path: Path) -> None:
+    draw_pairs(pairs(tmp_path, 1), {}, tmp_path, tmp_path / "out.png")
+    assert (tmp_path / "out.png").exists()
     draw_pairs([], {}, tmp_path, tmp_path / "out.png")
     assert not (tmp_path / "out.png").exists()
 

@@ -341,7 +341,7 @@ def test_resume_after_sigkill_gives_the_same_folder(raw: Path, tmp_path: Path, p
     code = (
         "import time, breastcli.data.images as images\n"
         "fast = images.decode\n"
-        "def slow(path, size_px):\n    time.sleep(0.05)\n    return fast(path, size_px)\n"
+        "def slow(*args, **options):\n    time.sleep(0.05)\n    return fast(*args, **options)\n"
         "images.decode = slow\n"
         "from breastcli.config import PrepareConfig\nfrom breastcli.prepare import prepare\n"
         f"prepare(PrepareConfig(raw={str(raw)!r}, out={str(out)!r}, size=32, workers=1))"
@@ -360,8 +360,10 @@ def test_resume_after_sigkill_gives_the_same_folder(raw: Path, tmp_path: Path, p
         PreparedData.open(out)
     with pytest.raises(UserError, match="not empty.*--resume"):
         run(raw, out)
-    with pytest.raises(UserError, match="another raw folder or --size"):
+    with pytest.raises(UserError, match="another size of images: use another --out, or --overwrite"):
         run(raw, out, resume=True, size=48)
+    with pytest.raises(UserError, match="begun for another choice of images:"):
+        run(raw, out, resume=True, mag="100x")
     run(raw, out, resume=True)
     assert not (out / ".partial").exists()
     for name in ("images.npy", "manifest.csv", "dataset.json"):
@@ -376,6 +378,95 @@ def test_resume_survives_a_journal_cut_in_the_middle_of_a_line(raw: Path, tmp_pa
     (partial / "decoded.csv").write_bytes(journal[: len(journal) // 2])
     run(raw, tmp_path / "out", resume=True)
     assert (tmp_path / "out" / "images.npy").read_bytes() == (prepared / "images.npy").read_bytes()
+
+
+def test_resume_decodes_again_what_a_power_loss_took_from_the_array(raw: Path, tmp_path: Path, prepared: Path) -> None:
+    records = DATASETS.get("sample").scan(raw).records
+    partial = tmp_path / "out" / ".partial"
+    decode_into(partial, records, raw, 32, 2, resume=False, progress=SILENT)
+    os.truncate(partial / "images.npy", (partial / "images.npy").stat().st_size // 2)
+    run(raw, tmp_path / "out", resume=True)
+    for name in ("images.npy", "manifest.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (prepared / name).read_bytes(), name
+
+
+def test_a_leak_shows_although_its_file_was_replaced_before_the_resume(
+    leaky: Path, raw: Path, tmp_path: Path, prepared: Path
+) -> None:
+    own = Path(shutil.copytree(leaky, tmp_path / "raw"))
+    records = DATASETS.get("sample").scan(own).records
+    decode_into(tmp_path / "out" / ".partial", records, own, 32, 2, resume=False, progress=SILENT)
+    for record in records:
+        shutil.copy(raw / record.path, own / record.path)
+    with pytest.raises(UserError, match=r"changed while it was worked on.*--overwrite"):
+        run(own, tmp_path / "out", resume=True)
+    run(own, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "images.npy").read_bytes() == (prepared / "images.npy").read_bytes()
+
+
+def test_an_interrupted_overwrite_is_resumed(raw: Path, tmp_path: Path, prepared: Path) -> None:
+    out = Path(shutil.copytree(prepared, tmp_path / "out"))
+    records = DATASETS.get("sample").scan(raw).records
+    decode_into(out / ".partial", records, raw, 48, 2, resume=False, progress=SILENT)
+    assert run(raw, out, resume=True, size=48, seed=1).images.shape == (96, 48, 48, 3)
+    assert not (out / ".partial").exists()
+
+
+def test_an_audit_resumes_only_in_a_folder_of_its_own(leaky: Path, raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    foreign = {"audit.json": "[1]", "rejected.csv": "mine", "suspicious_pairs.png": "mine too"}
+    for name, text in foreign.items():
+        (out / name).write_text(text)
+    with pytest.raises(UserError, match="is not empty: use --overwrite"):
+        prepare(PrepareConfig(raw=str(raw), out=str(out), audit=True, resume=True))
+    assert {path.name: path.read_text() for path in out.iterdir()} == foreign
+    prepare(PrepareConfig(raw=str(raw), out=str(out), audit=True, overwrite=True))
+    assert (out / "suspicious_pairs.png").read_text() == "mine too"
+    assert prepare(PrepareConfig(raw=str(leaky), out=str(out), audit=True, resume=True)).failure
+    assert Image.open(out / "suspicious_pairs.png").width > 300
+    prepare(PrepareConfig(raw=str(raw), out=str(out), audit=True, resume=True))
+    assert {path.name for path in out.iterdir()} == {"audit.json", "rejected.csv"}
+
+
+def test_strict_refuses_a_finished_folder_that_left_files_out(leaky: Path, tmp_path: Path) -> None:
+    options = {"drop_duplicates": "keep-first"}
+    run(leaky, tmp_path / "whole", strict=True, **options)
+    again = run(leaky, tmp_path / "whole", strict=True, resume=True, **options)
+    assert len(again.rows) == 95  # a dropped duplicate is no fault
+    own = Path(shutil.copytree(leaky, tmp_path / "raw"))
+    (own / "BreaKHis_v1" / "odd name.png").touch()
+    run(own, tmp_path / "out", **options)
+    with pytest.raises(UserError, match=r"--strict: 1 files were rejected: see .*rejected\.csv"):
+        run(own, tmp_path / "out", strict=True, resume=True, **options)
+
+
+def test_images_without_contrast_are_counted_as_not_compared(
+    raw: Path, tmp_path: Path, breastcli: Callable[..., Outcome]
+) -> None:
+    own = Path(shutil.copytree(raw, tmp_path / "raw"))
+    Image.new("RGB", (70, 46), (240, 230, 240)).save(any_image(own))
+    outcome = breastcli("prepare", own, "--out", "out", "--size", 32)
+    assert "none; images not compared: 1" in outcome.stdout
+    assert "1 image shows too little contrast to be compared with others" in outcome.stdout
+    assert json.loads((tmp_path / "out" / "audit.json").read_text())["num_not_compared"] == 1
+
+
+def test_names_that_are_no_utf8_are_rejected_and_own_or_hidden_files_passed_over(raw: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(raw, tmp_path / "raw"))
+    file = any_image(own)
+    (own / ".thumbnails").mkdir()
+    shutil.copy(file, own / ".thumbnails" / "small.png")
+    try:
+        file.rename(os.fsdecode(os.fsencode(file.with_name("caf")) + b"\xe9.png"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    for resume in (False, True):
+        out = own / "prepared"
+        assert len(run(own, out, resume=resume, overwrite=True).rows) == 95
+        (line,) = (out / "rejected.csv").read_text(encoding="utf-8").splitlines()[1:]
+        assert line.endswith("caf\\udce9.png,its name is not UTF-8")
+        (out / "manifest.csv").rename(out / "manifest.old")  # the second round decodes again beside its own sheet
 
 
 def test_resume_of_a_finished_folder_does_nothing_or_refuses(raw: Path, tmp_path: Path) -> None:
@@ -453,6 +544,7 @@ def test_real_audit_names_the_exams_that_slides_share(real_data: Path, tmp_path:
         "22549": ["22549AB", "22549CD", "22549G"],
         "29960": ["29960AB", "29960CD"],
     }
+    assert found.audit.crossing["exam"]
     assert set(found.audit.crossing["exam"]) <= set(found.audit.shared_exams)
     assert list(found.audit.groups_with_two_labels["patient"]) == ["13412"]
     assert found.audit.near_duplicates == []

@@ -111,6 +111,7 @@ class Audit:
         sizes: "WxH" of the files to their number.
         near_duplicates: pairs of images that show the same in other pixels; None where nobody looked.
         num_dropped: images left out because another shows the same.
+        num_not_compared: images that show too little for a comparison; None where nobody counted.
         outliers: blank, blurred and odd-sized images.
         drift: how far the colours of each held-out side are from training.
         counts: images per class, magnification and coarsest group.
@@ -129,6 +130,7 @@ class Audit:
     shared_exams: dict[str, list[str]] = field(default_factory=dict)
     near_duplicates: list[NearDuplicate] | None = None
     num_dropped: int = 0
+    num_not_compared: int | None = None
     outliers: list[Outlier] = field(default_factory=list)
     drift: list[Drift] = field(default_factory=list)
     counts: list[dict[str, Any]] = field(default_factory=list)
@@ -224,6 +226,9 @@ class Audit:
                 f"nearly identical pairs of images: {len(self.near_duplicates)}, of them {sides} on two sides of the "
                 f"split and {labels} with different labels"
             )
+        if self.num_not_compared:
+            images = "1 image shows" if self.num_not_compared == 1 else f"{self.num_not_compared} images show"
+            lines.append(f"{images} too little contrast to be compared with others")
         odd = (("blank", "nearly blank"), ("blurred", "probably blurred"), ("size", "not of the usual size"))
         for finding, text in odd:
             names = [one.image for one in self.outliers if one.finding == finding]
@@ -281,6 +286,7 @@ def _inspected(rows: Sequence[PreparedRecord], coarsest: str, inspection: Inspec
             if pair.position is not None
         ],
         "num_dropped": inspection.num_dropped,
+        "num_not_compared": sum(not one.perceptual_hash for one in inspection.measures),
         "outliers": find_outliers(
             [row.record.image_id for row in rows],
             [row.record.magnification or "" for row in rows],

@@ -10,7 +10,7 @@ from pathlib import Path
 from breastcli.config import PrepareConfig
 from breastcli.data.audit import Audit, Inspection, PreparedRecord, audit
 from breastcli.data.datasets import Rejection
-from breastcli.data.duplicates import Duplicate, choose_dropped, find_duplicates
+from breastcli.data.duplicates import IDENTICAL, NEAR, Duplicate, choose_dropped, find_duplicates
 from breastcli.data.images import MIN_SIDE_PX
 from breastcli.data.journal import JournalEntry, decode_into
 from breastcli.data.splits import fold_records, split_records
@@ -107,8 +107,19 @@ def _report_rejected(partial: Path, rejected: list[Rejection], *, strict: bool) 
         logger.warning("left out %s: %s", one.path, one.reason)
     if len(rejected) > 3:
         logger.warning("left out %d files in all: see %s", len(rejected), REJECTED)
-    if rejected and strict:
-        raise UserError(f"--strict: {len(rejected)} files were rejected", fix=f"see {partial / REJECTED}")
+    if strict:
+        refuse_rejected(rejected, partial / REJECTED)
+
+
+def refuse_rejected(rejected: list[Rejection], listed: Path) -> None:
+    """Refuse files that could not be used, as ``--strict`` asks; dropped duplicates could have been.
+
+    Raises:
+        UserError: there are such files; ``listed`` is where to look.
+    """
+    unusable = [one for one in rejected if not one.reason.startswith((IDENTICAL, NEAR))]
+    if unusable:
+        raise UserError(f"--strict: {len(unusable)} files were rejected", fix=f"see {listed}")
 
 
 def _divide(

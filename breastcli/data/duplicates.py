@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from breastcli.data.datasets import Rejection
-from breastcli.data.images import RejectedImageError, read_rgb
+from breastcli.data.images import RejectedImageError, hash_pixels, read_rgb
 from breastcli.data.likeness import ALIKE, detail, likeness
 from breastcli.data.perceptual import POSITIONS, inverse, near_pairs
 from breastcli.errors import UserError
@@ -18,6 +18,7 @@ from breastcli.progress import Progress
 from breastcli.records import ImageRecord
 
 DROPPED = "dropped"
+IDENTICAL, NEAR = "identical to", "near-duplicate of"  # how the reasons of dropped duplicates begin
 DETAILS_KEPT = 4096  # images whose detail is held while candidates are confirmed: 150 MB
 
 
@@ -43,9 +44,9 @@ class Duplicate:
         """Return what the second image is of the first, or backwards the first of the second."""
         other = self.second if backwards else self.first
         if self.position is None:
-            return f"identical to {other.image_id}"
+            return f"{IDENTICAL} {other.image_id}"
         position = POSITIONS[inverse(self.position) if backwards else self.position]
-        return f"near-duplicate of {other.image_id} (distance {self.distance}, {position})"
+        return f"{NEAR} {other.image_id} (distance {self.distance}, {position})"
 
 
 def find_duplicates(
@@ -75,28 +76,43 @@ def find_duplicates(
     for record, exact, looks in ordered:
         first = first_with.setdefault(exact, record)
         if first is record:
-            different.append((record, looks))
+            different.append((record, exact, looks))
         else:
             found.append(Duplicate(first, record, 0, None, 1.0))
 
     @lru_cache(DETAILS_KEPT)
-    def detail_of(path: str) -> np.ndarray:
-        try:
-            return detail(read_rgb(raw / path))
-        except (RejectedImageError, OSError) as error:
-            raise UserError(f"{raw / path} changed while it was read ({error})", fix="start again") from error
+    def detail_of(number: int) -> np.ndarray:
+        return _detail_of_hashed(raw / different[number][0].path, different[number][1])
 
     progress.begin("comparing", len(different), "images")
-    candidates = near_pairs([text for _, text in different], on_block=lambda n: progress.advance("comparing", n))
+    candidates = near_pairs([looks for _, _, looks in different], on_block=lambda n: progress.advance("comparing", n))
     if candidates:
         progress.begin("confirming", len(candidates), "pairs")
     for one, two, distance, position in candidates:
         first, second = different[one][0], different[two][0]
-        alike = likeness(detail_of(first.path), detail_of(second.path), position)
+        alike = likeness(detail_of(one), detail_of(two), position)
         if alike >= ALIKE:
             found.append(Duplicate(first, second, distance, position, alike))
         progress.advance("confirming")
     return found
+
+
+def _detail_of_hashed(path: Path, exact: str) -> np.ndarray:
+    """Return the detail of a file whose pixels still have the hash ``exact``.
+
+    Other pixels than those in the array would acquit a copy: after ``--resume`` they may be days younger.
+
+    Raises:
+        UserError: they have not.
+    """
+    again = "start again with --overwrite"
+    try:
+        image = read_rgb(path)
+    except (RejectedImageError, OSError) as error:
+        raise UserError(f"{path} changed while it was worked on ({error})", fix=again) from error
+    if hash_pixels(image) != exact:
+        raise UserError(f"{path} changed while it was worked on", fix=again)
+    return detail(image)
 
 
 def choose_dropped(duplicates: Sequence[Duplicate], rule: str) -> list[Rejection]:

@@ -33,9 +33,9 @@ class Decoded:
         pixels: (size, size, 3) uint8, or None where the file was rejected.
         width_px: width before resizing (0 where unknown).
         height_px: height before resizing (0 where unknown).
-        pixel_hash: SHA-256 of the full-size RGB pixels and their shape.
+        pixel_hash: SHA-256 of the full-size RGB pixels and their shape, or "" where nobody asked.
         reason: why the file was rejected, or "".
-        measures: numbers about the full-size pixels; None where the file was rejected.
+        measures: numbers about the full-size pixels; None where the file was rejected or nobody asked.
     """
 
     pixels: np.ndarray | None
@@ -77,19 +77,32 @@ def read_rgb(path: Path) -> Image.Image:
         raise RejectedImageError(f"cannot be decoded ({first_line(error, 120)})") from None
 
 
-def decode(path: Path, size_px: int) -> Decoded:
-    """Read a file, hash and measure it and resize it to a square (bicubic, aspect ratio not kept, as in the papers)."""
+def hash_pixels(image: Image.Image) -> str:
+    """Return the SHA-256 of an image's shape and pixels."""
+    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def decode(path: Path, size_px: int, *, inspect: bool = True) -> Decoded:
+    """Read a file and resize it to a square (bicubic, aspect ratio not kept, as in the papers).
+
+    Args:
+        path: image file.
+        size_px: side of the square.
+        inspect: whether to hash and measure the image too, which only an audit needs.
+    """
     try:
         image = read_rgb(path)
     except RejectedImageError as rejection:
         return Decoded(None, reason=str(rejection))
-    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
-    digest.update(image.tobytes())
     pixels = np.asarray(image.resize((size_px, size_px), Image.Resampling.BICUBIC))
-    return Decoded(pixels, image.width, image.height, digest.hexdigest(), measures=measure(image))
+    if not inspect:
+        return Decoded(pixels, image.width, image.height)
+    return Decoded(pixels, image.width, image.height, hash_pixels(image), measures=measure(image))
 
 
-def decode_in_order(paths: Iterable[Path], size_px: int, workers: int) -> Iterator[Decoded]:
+def decode_in_order(paths: Iterable[Path], size_px: int, workers: int, *, inspect: bool = True) -> Iterator[Decoded]:
     """Decode files with ``workers`` threads, yielding in order and holding only a few images at a time.
 
     Threads suffice: Pillow and hashlib release the interpreter while they work.
@@ -98,7 +111,7 @@ def decode_in_order(paths: Iterable[Path], size_px: int, workers: int) -> Iterat
         waiting: deque = deque()
         try:
             for path in paths:
-                waiting.append(pool.submit(decode, path, size_px))
+                waiting.append(pool.submit(decode, path, size_px, inspect=inspect))
                 if len(waiting) > 4 * workers:
                     yield waiting.popleft().result()
             while waiting:

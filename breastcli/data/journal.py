@@ -61,7 +61,7 @@ def decode_into(
     vouches for, and decoding goes on from there.
 
     Raises:
-        UserError: the work to resume was begun for another raw folder or size, or by an older version.
+        UserError: the work to resume was begun for another raw folder, size or images, or by an older version.
     """
     request = {"size": size_px, "paths": [record.path for record in records], "raw": str(raw.resolve())}
     entries = _open_journal(partial, request, resume=resume)
@@ -69,7 +69,8 @@ def decode_into(
     progress.advance("decoding", len(entries))
     todo = [raw / record.path for record in records[len(entries) :]]
     num_rows = sum(not entry.reason for entry in entries)
-    with (partial / IMAGES).open("r+b") as array, (partial / JOURNAL).open("a", newline="") as file:
+    journal = partial / JOURNAL
+    with (partial / IMAGES).open("r+b") as array, journal.open("a", newline="", encoding="utf-8") as file:
         array.truncate(len(npy_header(0, size_px)) + num_rows * row_bytes(size_px))
         array.seek(0, os.SEEK_END)
         for path, image in zip(todo, decode_in_order(todo, size_px, workers), strict=True):
@@ -100,9 +101,10 @@ def _cells(entry: JournalEntry) -> list[Any]:
 def _open_journal(partial: Path, request: dict[str, Any], *, resume: bool) -> list[JournalEntry]:
     """Return the journal of an interrupted run of the same request, or start afresh."""
     if resume and (partial / IMAGES).is_file() and (partial / JOURNAL).is_file():
-        if read_json(partial / REQUEST) != request:
-            raise UserError(f"{partial} belongs to another raw folder or --size", fix="use --overwrite")
-        entries = _complete_lines(partial / JOURNAL)
+        _check_request(partial, request)
+        header = len(npy_header(0, request["size"]))
+        num_rows = ((partial / IMAGES).stat().st_size - header) // row_bytes(request["size"])
+        entries = _backed(_complete_lines(partial / JOURNAL), num_rows)
         write_csv(partial / JOURNAL, FIELDS, map(_cells, entries))
         return entries
     remove_partial(partial.parent)
@@ -112,6 +114,29 @@ def _open_journal(partial: Path, request: dict[str, Any], *, resume: bool) -> li
         write_header(file, 0, request["size"])
     write_csv(partial / JOURNAL, FIELDS, [])
     return []
+
+
+def _check_request(partial: Path, request: dict[str, Any]) -> None:
+    begun = read_json(partial / REQUEST)
+    begun = begun if isinstance(begun, dict) else {}
+    names = {"raw": "another raw folder", "size": "another size of images", "paths": "another choice of images"}
+    different = [name for key, name in names.items() if begun.get(key) != request[key]]
+    if different:
+        raise UserError(f"{partial} was begun for {' and '.join(different)}", fix="use another --out, or --overwrite")
+
+
+def _backed(entries: list[JournalEntry], num_rows: int) -> list[JournalEntry]:
+    """Return the entries before the first whose image is missing from an array of ``num_rows`` whole images.
+
+    After a power loss the journal can be ahead of the array, which would be filled up with black images.
+    """
+    kept: list[JournalEntry] = []
+    for entry in entries:
+        num_rows -= not entry.reason
+        if num_rows < 0:
+            break
+        kept.append(entry)
+    return kept
 
 
 def _complete_lines(path: Path) -> list[JournalEntry]:

@@ -92,7 +92,7 @@ class FileReader:
 
     def _readable(self, on_file: Callable[[], None]) -> Iterator[Decoded]:
         """Yield the images that could be read, sorting the files."""
-        decoded = decode_in_order(self.files, self.size_px, self.workers)
+        decoded = decode_in_order(self.files, self.size_px, self.workers, inspect=False)
         for file, image in zip(self.files, decoded, strict=True):
             on_file()
             if image.pixels is None:

@@ -23,7 +23,7 @@ CELL_PX = (2 * THUMB_PX[0] + GAP_PX + MARGIN_PX, THUMB_PX[1] + 68)  # with three
 
 
 def draw_pairs(duplicates: Sequence[Duplicate], sides: Mapping[str, str], raw: Path, path: Path) -> None:
-    """Draw pairs of identical and nearly identical images; without any, no file is written.
+    """Draw pairs of identical and nearly identical images; without any, no file is there afterwards.
 
     Pairs on two sides of the split come first, then those with different labels, then the nearest.
 
@@ -34,6 +34,7 @@ def draw_pairs(duplicates: Sequence[Duplicate], sides: Mapping[str, str], raw: P
         path: PNG file to write.
     """
     if not duplicates:
+        path.unlink(missing_ok=True)
         return
 
     def grave(pair: Duplicate) -> tuple[bool, bool]:

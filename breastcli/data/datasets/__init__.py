@@ -99,7 +99,7 @@ def find_dataset(name: str, raw: Path) -> DataSet:
 
 
 def image_files(root: Path) -> list[Path]:
-    """Return every visible file below ``root`` whose name ends like an image's, in path order.
+    """Return every file below ``root``, none of it hidden, whose name ends like an image's, in path order.
 
     Raises:
         UserError: ``root`` is not a folder.
@@ -107,7 +107,7 @@ def image_files(root: Path) -> list[Path]:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder", fix="give the folder of the raw data set")
     files = (path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    return sorted(path for path in files if not path.name.startswith("."))
+    return sorted(path for path in files if not any(name.startswith(".") for name in path.relative_to(root).parts))
 
 
 def sort_files(
@@ -122,8 +122,11 @@ def sort_files(
     rejected: list[Rejection] = []
     for file in files:
         path = file.relative_to(root).as_posix()
+        shown = path.encode(errors="backslashreplace").decode()
         record = describe(path)
-        if record is None:
+        if shown != path:  # bytes that are no UTF-8 could be written to no manifest
+            rejected.append(Rejection(shown, "its name is not UTF-8"))
+        elif record is None:
             rejected.append(Rejection(path, f"not a {title} file name"))
         elif not record.label:
             rejected.append(Rejection(path, "its name and folders do not tell one class"))
