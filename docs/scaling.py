@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from breastcli.data.audit import PreparedRecord
-from breastcli.data.augment import POLICIES
+from breastcli.data.augment import POLICIES, Draws
 from breastcli.data.loading import load_batches, make_batches
 from breastcli.data.store import CARD, FORMAT, IMAGES, MANIFEST, PreparedData, fingerprints, npy_header, write_manifest
 from breastcli.files import write_json
@@ -89,7 +89,7 @@ def batches_per_second(data: PreparedData, policy: str, most: int = 10_000) -> f
     def run(chosen: np.ndarray) -> float:
         started = time.perf_counter()
         for batch in load_batches(data, make_batches(chosen, BATCH), CPU):
-            POLICIES[policy](batch.images, generator)
+            POLICIES[policy](batch.images, Draws(generator, len(batch.images)))
         return len(chosen) / (time.perf_counter() - started)
 
     run(order[:320])
