@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -149,8 +150,9 @@ def test_what_several_processes_cannot_do_is_refused(
 
 
 def test_several_processes_cache_no_embeddings(config: TrainConfig, tmp_path: Path) -> None:
-    options = {"freeze": "trunk", "augment": "none", "out": str(tmp_path / "run"), "epochs": 1}
-    frozen, data = dataclasses.replace(config, **options), PreparedData.open(Path(config.data))
+    own = str(shutil.copytree(config.data, tmp_path / "data"))  # one process writes its embeddings there
+    options = {"freeze": "trunk", "augment": "none", "data": own, "out": str(tmp_path / "run"), "epochs": 1}
+    frozen, data = dataclasses.replace(config, **options), PreparedData.open(Path(own))
     assert isinstance(start_session(frozen, data, CPU, SILENT, None, Processes(0, 2)).feed, ImageFeed)
     train(frozen)
     saved = load_resume(tmp_path / "run" / RESUME, CPU)
