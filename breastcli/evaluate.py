@@ -39,7 +39,7 @@ from breastcli.reporting.report import write_report
 from breastcli.system.checkpoint import load_checkpoint, read_facts
 from breastcli.system.comparing import ComparisonResult, compare_folders, find_sides, is_evaluated
 from breastcli.system.inference import predict_log_probs
-from breastcli.system.reuse import describe_predictions, find_predictions, prediction_key
+from breastcli.system.reuse import describe_predictions, find_predictions, hash_weights, prediction_key
 from breastcli.system.runfolder import EMBEDDING_PLOT, METRICS, PREDICTIONS, Run, describe_pool, find_run
 from breastcli.system.runtime import resolve_device, resolve_precision
 from breastcli.system.transfer import saw_synthetic
@@ -83,8 +83,8 @@ class _Evaluated:
     """One run's predictions; ``embeddings`` is (N, D), or (N, 0) where nobody asked for them.
 
     ``uncalibrated`` holds the probabilities (N, K) before they were scaled by ``temperature``, which is None where
-    nobody asked for that. ``synthetic`` tells whether it was trained with synthetic images; ``key`` names what the
-    probabilities depend on.
+    nobody asked for that. ``synthetic`` tells whether it was trained with synthetic images; ``weights`` is
+    the hash of the weights, and ``key`` names all that the probabilities depend on.
     """
 
     run: Run
@@ -96,6 +96,7 @@ class _Evaluated:
     epoch: int
     synthetic: bool
     embeddings: np.ndarray
+    weights: str
     key: str
 
 
@@ -137,10 +138,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
         "calibration": calibration,
         "embedding": _draw_embedding(out, parts[0]) if config.embedding else None,
     }
-    (out / METRICS).unlink(missing_ok=True)  # its figures must not stand beside new predictions
-    with replacing(out / PREDICTIONS) as temporary:
-        predictions.to_csv(temporary)
-    document["predictions"] = describe_predictions(out / PREDICTIONS, runs, parts[0].key if len(parts) == 1 else None)
+    document["predictions"] = _write_predictions(out, predictions, parts)
     _draw_plots(out, predictions, before, image, document["dataset"])
     if not config.embedding:
         (out / EMBEDDING_PLOT).unlink(missing_ok=True)  # an earlier evaluation's
@@ -149,6 +147,15 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
         describe_pool(root, runs, resolve_device(config.device), config.seed, time.monotonic() - started)
     found = (document, image, patient, by_magnification, by_subtype)
     return EvaluateResult(out, write_report(root), *found, time.monotonic() - started)
+
+
+def _write_predictions(out: Path, predictions: Predictions, parts: list[_Evaluated]) -> dict[str, Any]:
+    """Write ``predictions.csv``; return what tells later whether the predictions are still those of the runs."""
+    (out / METRICS).unlink(missing_ok=True)  # its figures must not stand beside new predictions
+    with replacing(out / PREDICTIONS) as temporary:
+        predictions.to_csv(temporary)
+    weights = {str(part.run.folder): part.weights for part in parts}
+    return describe_predictions(out / PREDICTIONS, weights, parts[0].key if len(parts) == 1 else None)
 
 
 def _compare(config: EvaluateConfig, progress: Progress, started: float) -> ComparisonResult:
@@ -201,7 +208,8 @@ def _evaluate_run(run: Run, config: EvaluateConfig, progress: Progress) -> _Eval
     rows = _select(run, data, config.split)
     records = [data.rows[row].record for row in rows]
     ids = strings(record.image_id for record in records)
-    key = prediction_key(run, data, ids, tta=config.tta, calibrate=config.calibrate, dtype=dtype, device=device)
+    weights = hash_weights(run)
+    key = prediction_key(weights, data, ids, tta=config.tta, calibrate=config.calibrate, dtype=dtype, device=device)
     only_scores = not config.embedding and not _needs_validation(config)
     earlier = find_predictions(run, config.split, key) if only_scores else None
     model, facts = (None, read_facts(run.best)) if earlier else load_checkpoint(run.best, device)
@@ -225,7 +233,7 @@ def _evaluate_run(run: Run, config: EvaluateConfig, progress: Progress) -> _Eval
     embeddings = torch.cat(kept).numpy() if kept else np.zeros((len(rows), 0), dtype=np.float32)
     epoch, synthetic = int(facts["epoch"]), saw_synthetic(facts)
     fitted = (uncalibrated, temperature, threshold)
-    return _Evaluated(run, data, predictions, *fitted, epoch, synthetic, embeddings, key)
+    return _Evaluated(run, data, predictions, *fitted, epoch, synthetic, embeddings, weights, key)
 
 
 def _select(run: Run, data: PreparedData, split: str) -> np.ndarray:

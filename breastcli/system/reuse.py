@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,19 @@ from breastcli.system.runfolder import BEST, METRICS, PREDICTIONS, Run
 READ_AT_ONCE = 1 << 20  # bytes of a file that is hashed
 
 
+def hash_weights(run: Run) -> str:
+    """Return a hash of the weights that a run's predictions are made with.
+
+    Raises:
+        UserError: the run has no checkpoint yet.
+    """
+    if not run.best.is_file():
+        raise UserError(f"{run.best}: no such checkpoint", fix="finish or --resume the training first")
+    return _hash_of(run.best)
+
+
 def prediction_key(
-    run: Run,
+    weights: str,
     data: PreparedData,
     ids: np.ndarray,
     *,
@@ -34,21 +45,16 @@ def prediction_key(
     """Return a name for everything that a run's probabilities depend on, from weights and images to calibration.
 
     Args:
-        run: whose weights are used.
+        weights: hash of the run's weights.
         data: where the images are.
         ids: (N,) names of the images in the order of the predictions, which a copy of the data need not keep.
         tta: test-time augmentation.
         calibrate: whether the probabilities are calibrated.
         dtype: arithmetic of the network.
         device: where it computes.
-
-    Raises:
-        UserError: the run has no checkpoint yet.
     """
-    if not run.best.is_file():
-        raise UserError(f"{run.best}: no such checkpoint", fix="finish or --resume the training first")
     known: dict[str, Any] = {
-        "weights": _hash_of(run.best),
+        "weights": weights,
         "images": data.card["fingerprint"],
         "ids": ids.tolist(),
         "tta": tta,
@@ -58,15 +64,15 @@ def prediction_key(
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
-def describe_predictions(file: Path, runs: Sequence[Run], key: str | None) -> dict[str, Any]:
+def describe_predictions(file: Path, weights: Mapping[str, str], key: str | None) -> dict[str, Any]:
     """Return what ``metrics.json`` keeps to tell whether predictions are still those of these runs.
 
     Args:
         file: the predictions.
-        runs: whose they are.
+        weights: run folder to the hash of its weights.
         key: by which one run's can be taken again; None for several.
     """
-    return {"key": key, "sha256": _hash_of(file), "weights": {str(run.folder): _hash_of(run.best) for run in runs}}
+    return {"key": key, "sha256": _hash_of(file), "weights": dict(weights)}
 
 
 def refuse_stale(folder: Path, document: dict[str, Any]) -> None:
