@@ -141,9 +141,10 @@ def _run(
         section = read_section(config, job) if config else {}
         resolved = resolve(kind, section, given)
         speaks = _speaks(job)
-        if print_config or getattr(resolved, "arch", "") == "help":
+        if print_config or "help" in (getattr(resolved, "arch", ""), getattr(resolved, "dataset", "")):
+            listing = console.show_architectures if hasattr(resolved, "arch") else console.show_datasets
             if speaks:
-                typer.echo(to_yaml(resolved), nl=False) if print_config else console.show_architectures(as_json=json)
+                typer.echo(to_yaml(resolved), nl=False) if print_config else listing(as_json=json)
             return 0
         if job != "benchmark":  # where others' code runs too, which must not gain by it
             keep_freed_memory()

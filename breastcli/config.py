@@ -36,9 +36,13 @@ class JobConfig:
 class PrepareConfig(JobConfig):
     """Options of ``breastcli prepare``."""
 
-    raw: str | None = option(None, "Folder of the raw data set (sample: where to draw it).", positional=True)
+    raw: str | None = option(
+        None, "Folder of the raw data set, or a CSV list of images (sample: where to draw it).", positional=True
+    )
     out: str | None = option(None, "Folder to write (default: data/breakhis, of --audit runs/audit).", metavar="DIR")
-    dataset: str = option("auto", "Which data set RAW holds, as breakhis; sample draws one.", metavar="auto|NAME")
+    dataset: str = option(
+        "auto", "Which data set RAW holds; `--dataset help` lists them; sample draws one.", metavar="auto|NAME"
+    )
     size: int = option(224, "Side of the square images in pixels.", at_least=16)
     stain: str = option("none", "Stain normalisation.", choices=("none", "macenko", "reinhard"))
     stain_reference: str = option(
@@ -48,6 +52,16 @@ class PrepareConfig(JobConfig):
     split: str = option("6:1:3", "Ratio train:val:test.", metavar="A:B:C")
     group_by: str = option("exam", "What never crosses a split.", choices=("exam", "patient", "image"))
     folds: int | None = option(None, "Make K cross-validation folds instead of one split.", at_least=3, metavar="K")
+    import_split: str | None = option(
+        None, "Take the split of a published list (file|magnification|fold|grp, or CSV) instead.", metavar="FILE"
+    )
+    import_fold: str | None = option(None, "Which of several splits of --import-split to take.", metavar="K")
+    patients: str | None = option(
+        None,
+        "Who the images belong to: a CSV list with columns path and patient (or group), or a regular expression that "
+        "finds the patient in a path.",
+        metavar="FILE|REGEX",
+    )
     task: str = option("binary", "Classes: two (benign/malignant) or the subtypes.", choices=("binary", "subtype"))
     classes: str = option("all", "Subtypes or classes to keep, separated by commas.", metavar="all|A,B")
     mag: str = option("all", "Magnification to keep.", metavar="all|40x|100x|200x|400x")

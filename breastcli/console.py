@@ -139,6 +139,25 @@ def show_architectures(*, as_json: bool) -> None:
     )
 
 
+def show_datasets(*, as_json: bool) -> None:
+    """Print the data sets that ``--dataset`` knows, with licence and where to obtain them."""
+    from breastcli.data.datasets import DATASETS
+
+    known = [DATASETS.get(name) for name in DATASETS.names()]
+    shown = ("name", "title", "num_images", "classes", "subtypes", "licence", "citation", "homepage")
+    if as_json:
+        print(json.dumps([{field: getattr(one, field) for field in shown} for one in known], indent=2))
+        return
+    listing = make_table("data sets", ["--dataset", "images", "classes", "licence", "where to obtain it"])
+    for column in listing.columns[2:]:
+        column.justify, column.overflow = "left", "fold"
+    for one in known:
+        names = list(dict.fromkeys((*one.classes, *one.subtypes)))
+        images = f"{one.num_images:,}" if one.num_images else ""
+        listing.add_row(one.name, images, escape(", ".join(names)), escape(one.licence), escape(one.homepage))
+    OUT.print(listing)
+
+
 def stamp(leaky: str | None, drawn: bool, *, synthetic: bool = False) -> None:
     """Print the warnings that a result must carry, one line each."""
     if leaky:

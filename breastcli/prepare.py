@@ -13,11 +13,13 @@ import numpy as np
 
 from breastcli import __version__
 from breastcli.config import PrepareConfig
-from breastcli.data.audit import Audit, PreparedRecord, counts_by_side
+from breastcli.data.audit import Audit, PreparedRecord
 from breastcli.data.checking import AUDIT, REJECTED, check, refuse_rejected
+from breastcli.data.choosing import choose, order_classes, settle
+from breastcli.data.counts import counts_by_side
 from breastcli.data.datasets import DataSet, Rejection, Scan, find_dataset
 from breastcli.data.images import RejectedImageError, read_rgb
-from breastcli.data.splits import known_level
+from breastcli.data.imported_split import ImportedSplit, read_split
 from breastcli.data.store import (
     CARD,
     FORMAT,
@@ -34,15 +36,23 @@ from breastcli.data.store import (
 from breastcli.errors import LeakError, UsageError, UserError
 from breastcli.files import claim_folder, read_csv, read_json, write_json
 from breastcli.options import flag_of
-from breastcli.parsing import parse_classes, parse_magnification, parse_ratio
+from breastcli.parsing import parse_magnification, parse_ratio
 from breastcli.progress import SILENT, Progress
-from breastcli.records import ImageRecord
 from breastcli.reporting.pair_sheet import PAIR_SHEET, draw_pairs
 from breastcli.reporting.split_sheet import draw_splits
 
 logger = logging.getLogger(__name__)
 
 CONTACT_SHEET = "contact_sheet.png"
+# What folders that are older than an option were prepared with.
+LATER_OPTIONS = {
+    "classes": "all",
+    "exact": False,
+    "drop_duplicates": "none",
+    "patients": None,
+    "import_split": None,
+    "import_fold": None,
+}
 REFERENCE_IMAGES = 64  # training images whose median stain is the reference
 
 
@@ -85,35 +95,32 @@ def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult
     """
     started = time.monotonic()
     out = Path(config.out or ("runs/audit" if config.audit else "data/breakhis"))
-    magnification, ratio = parse_magnification(config.mag), parse_ratio(config.split)
+    ratio = parse_ratio(config.split)
+    parse_magnification(config.mag)
     adapter, raw = _raw_folder(config, out, progress)
-    if config.exact and config.stain == "none":
-        raise UsageError("--exact: there is no --stain to measure", fix="leave it out")
-    if config.stain != "none" and not adapter.stained:
-        raise UserError(f"--stain {config.stain}: {adapter.name} is not H&E-stained", fix="use --stain none")
-    kept = parse_classes(config.classes, (*adapter.subtypes, *adapter.classes))
+    imported = read_split(config)
+    config = _settle(config, adapter, imported)
     if config.audit and (out / MANIFEST).exists():
         raise UserError(f"--audit: {out} is a prepared folder", fix="choose another --out")
     # With work in progress a finished folder is what an interrupted --overwrite was about to replace.
     if config.resume and (out / MANIFEST).is_file() and not (out / PARTIAL / IMAGES).is_file():
         return _already_finished(out, _options(config, adapter), strict=config.strict)
+    root = raw.parent if raw.is_file() else raw
+    scan = _scan(adapter, raw, root, out)
+    adapter = settle(adapter, scan)
+    chosen = choose(scan, adapter, raw, imported, config)
     _claim(out, config)
-    scan = _scan(adapter, raw, out)
-    wanted, notes = _wanted(scan.records, raw, magnification, kept, adapter, config)
-    level = known_level(wanted, config.group_by)
-    if level != config.group_by:
-        notes.append(f"{config.group_by}s are unknown: grouped by {level}")
-    checked = check(wanted, scan.rejected, ratio, level, raw, out / PARTIAL, config, progress)
+    checked = check(chosen, ratio, root, out / PARTIAL, config, progress)
     sides = {row.record.image_id: row.side for row in checked.rows}
-    draw_pairs(checked.duplicates, sides, raw, out / PARTIAL / PAIR_SHEET)
-    leak = _leak(checked.audit, out if config.audit else out / PARTIAL)
+    draw_pairs(checked.duplicates, sides, root, out / PARTIAL / PAIR_SHEET)
+    leak = _leak(checked.audit, out if config.audit else out / PARTIAL, imported)
     if leak and not config.audit:
         raise leak
     rows, reference = checked.rows, None
     if config.stain != "none" and not config.audit:
         rows, reference = _normalise_stain(rows, checked.array, config, progress)
-    notes = scan.notes + notes + checked.audit.warnings()
-    card = _card(rows, len(checked.rejected), notes, adapter, checked.audit, reference, config)
+    notes = scan.notes + chosen.notes + checked.audit.warnings()
+    card = _card(rows, len(checked.rejected), notes, adapter, checked.audit, reference, imported, config)
     if config.audit:
         _move_audit(out)
         remove_partial(out)
@@ -136,6 +143,17 @@ def _raw_folder(config: PrepareConfig, out: Path, progress: Progress) -> tuple[D
     return adapter, raw
 
 
+def _settle(config: PrepareConfig, adapter: DataSet, imported: ImportedSplit | None) -> PrepareConfig:
+    """Refuse options that do not suit the data set, and fill in those that it or an imported split decides."""
+    if config.exact and config.stain == "none":
+        raise UsageError("--exact: there is no --stain to measure", fix="leave it out")
+    if config.stain != "none" and not adapter.stained:
+        raise UserError(f"--stain {config.stain}: {adapter.name} is not H&E-stained", fix="use --stain none")
+    if not adapter.classes:  # the classes are those of the raw folder, of which no binary ones are known
+        config = dataclasses.replace(config, task="subtype")
+    return dataclasses.replace(config, folds=imported.num_folds) if imported else config
+
+
 def _claim(out: Path, config: PrepareConfig) -> None:
     """Create the output folder, or refuse one that holds something; an audit resumes only in a folder of its own."""
     ours = not config.audit or (out / PARTIAL).is_dir() or _holds_audit(out)
@@ -154,38 +172,12 @@ def _holds_audit(folder: Path) -> bool:
     return isinstance(found, dict) and {"verdict", "near_duplicates"} <= set(found)
 
 
-def _scan(adapter: DataSet, raw: Path, out: Path) -> Scan:
-    """Find the images, passing over breastcli's own sheets where ``out`` lies in ``raw``."""
+def _scan(adapter: DataSet, raw: Path, root: Path, out: Path) -> Scan:
+    """Find the images, whose paths start from ``root``, passing over our own sheets where ``out`` lies in it."""
     scan = adapter.scan(raw)
     own = {(out / name).resolve() for name in (CONTACT_SHEET, PAIR_SHEET)}
-    rejected = [one for one in scan.rejected if (raw / one.path).resolve() not in own]
+    rejected = [one for one in scan.rejected if (root / one.path).resolve() not in own]
     return dataclasses.replace(scan, rejected=rejected)
-
-
-def _wanted(
-    records: list[ImageRecord],
-    raw: Path,
-    magnification: str | None,
-    kept: tuple[str, ...],
-    adapter: DataSet,
-    config: PrepareConfig,
-) -> tuple[list[ImageRecord], list[str]]:
-    """Return the images of the magnification and classes asked for, labelled for the task, and a note on the choice."""
-    if magnification and not any(record.magnification for record in records):
-        raise UserError(f"--mag {config.mag}: {adapter.name} has no magnifications", fix="leave --mag out")
-    classes = set(kept) - set(adapter.subtypes)  # a name that both have means the subtype
-    wanted = [
-        record
-        for record in records
-        if magnification in (None, record.magnification)
-        and (not kept or record.subtype in kept or record.label in classes)
-    ]
-    choice = " ".join([f"at {magnification}"] * bool(magnification) + [f"of {', '.join(kept)}"] * bool(kept))
-    if not wanted:
-        raise UserError(f"{raw} has no images {choice}", fix="choose another --mag or --classes")
-    if config.task == "subtype":
-        wanted = [dataclasses.replace(record, label=record.subtype) for record in wanted]
-    return wanted, [f"{len(wanted):,} of them {choice}"] if choice else []
 
 
 def _options(config: PrepareConfig, adapter: DataSet) -> dict[str, Any]:
@@ -194,16 +186,14 @@ def _options(config: PrepareConfig, adapter: DataSet) -> dict[str, Any]:
         "size",
         "stain",
         "stain_reference",
-        "exact",
         "split",
         "group_by",
         "folds",
         "task",
-        "classes",
         "mag",
         "seed",
     )
-    names += ("drop_duplicates",)
+    names += tuple(LATER_OPTIONS)
     return {"dataset": adapter.name, **{name: getattr(config, name) for name in names}}
 
 
@@ -211,8 +201,7 @@ def _already_finished(out: Path, options: dict[str, Any], *, strict: bool) -> Pr
     data = PreparedData.open(out)
     if data.card.get("synthetic"):
         raise UserError(f"{out} holds synthetic images, which prepare did not make", fix="use another --out")
-    # Folders older than these options hold all classes and all images, and were not measured on every pixel.
-    finished = {"classes": "all", "drop_duplicates": "none", "exact": False, **data.card["options"]}
+    finished = {**LATER_OPTIONS, **data.card["options"]}
     if finished != options:
         changed = next(name for name, value in options.items() if finished.get(name) != value)
         raise UserError(f"{out} was prepared with another {flag_of(changed)}", fix="use --overwrite or another --out")
@@ -223,13 +212,15 @@ def _already_finished(out: Path, options: dict[str, Any], *, strict: bool) -> Pr
     return PrepareResult(out, data.card, Audit.from_json(read_json(out / AUDIT)), rejected, 0.0)
 
 
-def _leak(findings: Audit, folder: Path) -> LeakError | None:
+def _leak(findings: Audit, folder: Path, imported: ImportedSplit | None) -> LeakError | None:
     """Return what is wrong with a split that leaks, and what to do about it."""
     if not findings.leaks:
         return None
     more = f" and {len(findings.leaks) - 1} more" if len(findings.leaks) > 1 else ""
     copies = findings.identical_across_splits or findings.near_across_splits
     ways = "; --drop-duplicates keep-first or drop-all leaves copies out" if copies else ""
+    if imported and findings.level != "image" and findings.crossing[findings.level]:
+        ways += "; a coarser --group-by takes the published split as it is, and says what it leaks"
     return LeakError(f"the split leaks: {findings.leaks[0]}{more}", fix=f"see {folder / AUDIT}{ways}")
 
 
@@ -297,6 +288,7 @@ def _card(
     adapter: DataSet,
     findings: Audit,
     reference: dict[str, Any] | None,
+    imported: ImportedSplit | None,
     config: PrepareConfig,
 ) -> dict[str, Any]:
     """Return the contents of ``dataset.json``."""
@@ -312,16 +304,17 @@ def _card(
         "citation": adapter.citation,
         "homepage": adapter.homepage,
         "task": config.task,
-        "classes": _class_order({row.record.label for row in rows}, adapter),
+        "classes": order_classes({row.record.label for row in rows}, adapter, config.classes),
         "size_px": config.size,
         "resize": "bicubic to a square; the aspect ratio is not kept",
         "stain": reference,
         "num_stain_fallbacks": sum(row.stain_fallback for row in rows),
         "split": {
             "level": findings.level,
-            "ratio": None if config.folds else config.split,
+            "ratio": None if config.folds or imported else config.split,
             "folds": config.folds,
             "seed": config.seed,
+            "imported": imported.to_json() if imported else None,
             "leaky": findings.stamp,
             "shared_with_training": findings.shared_with_training,
             "num_held_out": findings.num_held_out,
@@ -337,12 +330,6 @@ def _card(
         "options": options,
         "breastcli": __version__,
     }
-
-
-def _class_order(names: set[str], adapter: DataSet) -> list[str]:
-    """Return class names in index order: of two the positive one last, more in alphabetical order."""
-    order = (*adapter.subtypes, *adapter.classes)
-    return sorted(names, key=order.index if len(names) == 2 else None)
 
 
 def _finish(out: Path, array: Path, rows: list[PreparedRecord], card: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from breastcli import console
-from breastcli.config import MAGNIFICATIONS
+from breastcli.config import MAGNIFICATIONS, SPLITS
 from breastcli.console import escape, interval, make_table, plain_figure, read_interval
 from breastcli.records import Interval, Scores
 from breastcli.show_benchmark import show_benchmark
@@ -70,6 +70,11 @@ def _show_audit(audit: Audit) -> None:
     for level, names in audit.crossing.items():
         if names:
             table.add_row(f"{level}s on two sides", f"{len(names)} ({_first(names)})")
+    for side in dict.fromkeys(row["side"] for row in audit.shared_by_class):
+        rows = [row for row in audit.shared_by_class if row["side"] == side]
+        if any(row["shared"] for row in rows):
+            name = side if side in SPLITS else f"fold {side}"
+            table.add_row(f"{name}: {audit.coarsest} also on other sides", _shares(rows))
     found = Counter(one.finding for one in audit.outliers)
     table.add_row("odd images", f"{found['blank']} blank, {found['blurred']} blurred, {found['size']} of another size")
     for one in audit.drift:
@@ -90,6 +95,13 @@ def _show_audit(audit: Audit) -> None:
 def _and_worse(count: int, unit: str, sides: int, labels: int) -> str:
     unit = unit if count == 1 else f"{unit}s"
     return f"{count} {unit}, {sides} on two sides, {labels} with two labels" if count else "none"
+
+
+def _shares(rows: list[dict[str, Any]]) -> str:
+    """Return "27 % of 120 images (benign 50 % of 24, malignant 21 % of 96)"."""
+    shared, images = sum(row["shared"] for row in rows), sum(row["images"] for row in rows)
+    classes = ", ".join(f"{row['class']} {row['shared'] / row['images']:.0%} of {row['images']:,}" for row in rows)
+    return escape(f"{shared / images:.0%} of {images:,} images ({classes})")
 
 
 def _first(names: list[str]) -> str:

@@ -47,7 +47,7 @@ def test_masks_are_found_by_relative_path_before_the_name(tmp_path: Path) -> Non
     masks = touch(tmp_path / "masks", "a/1.tif", "b/1.png", "d/2.png")
     found = find_masks(images, tmp_path / "images", tmp_path / "masks")
     # d/2 may be the mask of an image that was not asked for, so c/2 does not get it.
-    assert found == {images[0]: masks[0], images[1]: masks[1]}
+    assert found == {images[0]: [masks[0]], images[1]: [masks[1]]}
 
 
 @pytest.mark.parametrize("root", [None, "elsewhere"])
@@ -55,7 +55,7 @@ def test_masks_are_found_by_name_where_no_path_fits(tmp_path: Path, root: str | 
     images = touch(tmp_path / "images", "a/1.png", "b/2.png", "b/3.png")
     masks = touch(tmp_path / "masks", "2.png", "deep/1.bmp", "readme.txt")
     found = find_masks(images, None if root is None else tmp_path / root, tmp_path / "masks")
-    assert found == {images[0]: masks[1], images[1]: masks[0]}
+    assert found == {images[0]: [masks[1]], images[1]: [masks[0]]}
     assert list(found) == images[:2]
 
 
@@ -63,7 +63,7 @@ def test_relative_and_absolute_folders_may_be_mixed(tmp_path: Path, monkeypatch:
     touch(tmp_path, "images/a/1.png", "images/b/1.png", "masks/a/1.png", "masks/b/1.png")
     monkeypatch.chdir(tmp_path)
     image = Path("images/b/1.png")
-    assert find_masks([image], tmp_path / "images", Path("masks")) == {image: Path("masks/b/1.png")}
+    assert find_masks([image], tmp_path / "images", Path("masks")) == {image: [Path("masks/b/1.png")]}
 
 
 @pytest.mark.parametrize(
@@ -74,26 +74,28 @@ def test_names_of_masks_may_have_an_ending(tmp_path: Path, ending: str, root: bo
     images = touch(tmp_path / "images", "benign (1).png", "benign (2).png")
     masks = touch(tmp_path / "masks", f"benign (2){ending}.tiff")
     found = find_masks(images, tmp_path / "images" if root else None, tmp_path / "masks")
-    assert found == {images[1]: masks[0]}
+    assert found == {images[1]: [masks[0]]}
 
 
 def test_other_endings_are_part_of_the_name(tmp_path: Path) -> None:
     images = touch(tmp_path / "images", "1.png", "2.png")
     masks = touch(tmp_path / "masks", "1_predicted.png", "1unmask.png", "2.png")
-    assert find_masks(images, None, tmp_path / "masks") == {images[1]: masks[2]}
+    assert find_masks(images, None, tmp_path / "masks") == {images[1]: [masks[2]]}
 
 
 def test_an_image_whose_own_name_ends_so_keeps_its_mask(tmp_path: Path) -> None:
     images = touch(tmp_path / "images", "x.png", "x_seg.png")
     masks = touch(tmp_path / "masks", "x.png", "x_seg.png")
-    assert find_masks(images, None, tmp_path / "masks") == dict(zip(images, masks, strict=True))
+    assert find_masks(images, None, tmp_path / "masks") == {
+        image: [mask] for image, mask in zip(images, masks, strict=True)
+    }
 
 
 @pytest.mark.parametrize("root", [True, False])
 def test_masks_may_lie_among_the_images(tmp_path: Path, root: bool) -> None:
     files = touch(tmp_path, "a/1.png", "a/1_mask.png", "b/2.png")
     found = find_masks(files, tmp_path if root else None, tmp_path)
-    assert found == {files[0]: files[1]}
+    assert found == {files[0]: [files[1]]}
 
 
 def test_an_image_is_never_its_own_mask(tmp_path: Path) -> None:
@@ -105,7 +107,9 @@ def test_an_image_is_never_its_own_mask(tmp_path: Path) -> None:
         find_masks(files, None, tmp_path / "other")
 
 
-@pytest.mark.parametrize("names", [("1.png", "1_mask.png"), ("1_mask.png", "1_mask_1.png"), ("1.png", "1.tif")])
+@pytest.mark.parametrize(
+    "names", [("1.png", "1_mask.png"), ("1_mask.png", "1_seg_1.png"), ("1_mask.png", "1_mask.tif"), ("1.png", "1.tif")]
+)
 @pytest.mark.parametrize("root", [True, False])
 def test_two_masks_of_one_image_are_refused_by_name(tmp_path: Path, names: tuple[str, str], root: bool) -> None:
     images = touch(tmp_path / "images", "1.png")
@@ -116,10 +120,24 @@ def test_two_masks_of_one_image_are_refused_by_name(tmp_path: Path, names: tuple
     assert "merge" in caught.value.fix
 
 
+def test_numbered_masks_are_the_regions_of_one_image(tmp_path: Path) -> None:
+    images = touch(tmp_path / "images", "x_1.LEFT_CC.png", "x_1.LEFT_MLO.png")
+    left, right = corner(), corner()[:, ::-1]
+    masks = [tmp_path / "masks" / f"x_1.LEFT_CC_Mask{number}.png" for number in ("", "2")]
+    masks[0].parent.mkdir()
+    for path, pixels in zip(masks, (left, right), strict=True):
+        save(path, pixels)
+    assert find_masks(images, None, tmp_path / "masks") == {images[0]: masks}
+    joined = read_mask(masks, SIZE, 4)
+    assert np.array_equal(joined, small_corner() | small_corner()[:, ::-1])
+    save(masks[1], np.zeros_like(right))  # a lesion that was not drawn does not take the other's place
+    assert np.array_equal(read_mask(masks, SIZE, 4), small_corner())
+
+
 def test_two_masks_with_the_image_s_name_are_told_apart_by_folders_only(tmp_path: Path) -> None:
     images = touch(tmp_path / "images", "a/1.png")
     masks = touch(tmp_path / "masks", "a/1.png", "b/1.png")
-    assert find_masks(images, tmp_path / "images", tmp_path / "masks") == {images[0]: masks[0]}
+    assert find_masks(images, tmp_path / "images", tmp_path / "masks") == {images[0]: [masks[0]]}
     with pytest.raises(UserError, match="two masks fit"):
         find_masks(images, None, tmp_path / "masks")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
+from breastcli.data.counts import count_groups, count_shared
 from breastcli.data.duplicates import DROPPED, Duplicate
 from breastcli.data.measures import Measures
 from breastcli.data.outliers import HELD_OUT, Drift, Outlier, colour_drift, find_outliers
@@ -108,6 +109,7 @@ class Audit:
         shared_exams: exams of several patients (in BreakHis: slides) to those.
         shared_with_training: held-out images whose coarsest group also has training images; None where none is known.
         num_held_out: number of validation and test images, or all images where there are folds.
+        shared_by_class: images of each held-out side and class, and those whose group is elsewhere (``count_shared``).
         sizes: "WxH" of the files to their number.
         near_duplicates: pairs of images that show the same in other pixels; None where nobody looked.
         num_dropped: images left out because another shows the same.
@@ -127,6 +129,7 @@ class Audit:
     shared_with_training: int | None
     num_held_out: int
     sizes: dict[str, int]
+    shared_by_class: list[dict[str, Any]] = field(default_factory=list)
     shared_exams: dict[str, list[str]] = field(default_factory=dict)
     near_duplicates: list[NearDuplicate] | None = None
     num_dropped: int = 0
@@ -262,8 +265,9 @@ def audit(rows: Sequence[PreparedRecord], level: str, inspection: Inspection | N
         shared_with_training=shared if coarsest else None,
         num_held_out=held_out,
         sizes={f"{group[0].width_px}x{group[0].height_px}": len(group) for group in sizes},
+        shared_by_class=count_shared(rows, coarsest) if coarsest else [],
         shared_exams=_shared_exams(rows),
-        counts=_counts(rows, coarsest),
+        counts=count_groups(rows, coarsest),
         **(_inspected(rows, coarsest, inspection) if inspection else {}),
     )
 
@@ -297,34 +301,6 @@ def _inspected(rows: Sequence[PreparedRecord], coarsest: str, inspection: Inspec
             [row.side for row in rows], groups, np.array([one.density for one in inspection.measures])
         ),
     }
-
-
-def _counts(rows: Sequence[PreparedRecord], coarsest: str) -> list[dict[str, Any]]:
-    """Return the number of images of every class, magnification and group (None where unknown)."""
-    found = Counter(
-        (row.record.label, row.record.magnification or "", getattr(row.record, coarsest) if coarsest else "")
-        for row in rows
-    )
-    return [
-        {"class": label, "magnification": magnification or None, "group": group or None, "images": count}
-        for (label, magnification, group), count in sorted(found.items())
-    ]
-
-
-def counts_by_side(rows: Sequence[PreparedRecord]) -> list[dict[str, Any]]:
-    """Return the number of images, exams and patients of every class on every side; None where a group is unknown."""
-    images = Counter((row.side, row.record.label) for row in rows)
-
-    def groups(level: str) -> Counter[tuple[str, str]]:
-        found = {(row.side, row.record.label, getattr(row.record, level)) for row in rows}
-        return Counter((side, label) for side, label, name in found if name)
-
-    exams, patients = groups("exam"), groups("patient")
-    counts = []
-    for (side, label), count in sorted(images.items()):
-        known = {"exams": exams[side, label] or None, "patients": patients[side, label] or None}
-        counts.append({"side": side, "class": label, "images": count, **known})
-    return counts
 
 
 def _shared_with_training(rows: Sequence[PreparedRecord], level: str) -> tuple[int, int]:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from breastcli.config import PrepareConfig
 from breastcli.data.audit import Audit, Inspection, PreparedRecord, audit
+from breastcli.data.choosing import Chosen
 from breastcli.data.datasets import Rejection
 from breastcli.data.duplicates import IDENTICAL, NEAR, Duplicate, choose_dropped, find_duplicates
 from breastcli.data.images import MIN_SIDE_PX
+from breastcli.data.imported_split import fill_validation
 from breastcli.data.journal import JournalEntry, decode_into
 from breastcli.data.splits import fold_records, split_records
 from breastcli.data.store import IMAGES, keep_images
@@ -45,10 +47,8 @@ class Checked:
 
 
 def check(
-    wanted: list[ImageRecord],
-    unplaced: list[Rejection],
+    chosen: Chosen,
     ratio: tuple[int, int, int],
-    level: str,
     raw: Path,
     partial: Path,
     config: PrepareConfig,
@@ -57,10 +57,8 @@ def check(
     """Decode all images, leave duplicates out where asked to, divide the rest and audit that.
 
     Args:
-        wanted: the images.
-        unplaced: files that the data set's adapter could not place.
+        chosen: the images.
         ratio: train, val and test, where there are no folds.
-        level: what never crosses a split.
         raw: folder that the images' paths start from.
         partial: folder for work in progress; the findings are written there too.
         config: the job's options.
@@ -71,9 +69,9 @@ def check(
     """
     workers = config.workers or os.cpu_count() or 1
     size_px = MIN_SIDE_PX if config.audit else config.size  # an audit keeps no images; its array serves --resume alone
-    journal = decode_into(partial, wanted, raw, size_px, workers, resume=config.resume, progress=progress)
-    decoded = [(record, one) for record, one in zip(wanted, journal, strict=True) if not one.reason]
-    rejected = unplaced + [Rejection(one.path, one.reason) for one in journal if one.reason]
+    journal = decode_into(partial, chosen.records, raw, size_px, workers, resume=config.resume, progress=progress)
+    decoded = [(record, one) for record, one in zip(chosen.records, journal, strict=True) if not one.reason]
+    rejected = chosen.rejected + [Rejection(one.path, one.reason) for one in journal if one.reason]
     _report_rejected(partial, rejected, strict=config.strict)
     duplicates = _find_duplicates(decoded, raw, progress)
     dropped = choose_dropped(duplicates, config.drop_duplicates)
@@ -82,8 +80,10 @@ def check(
     if gone:
         logger.warning("left out %d images as duplicates: see %s", len(gone), REJECTED)
         _write_rejected(partial, rejected + dropped)
-    rows = _divide(kept, ratio, level, partial, config)
-    findings = audit(rows, level, Inspection([one.measures for _, one in kept if one.measures], duplicates, len(gone)))
+    rows = _divide(kept, ratio, chosen, partial, config)
+    findings = audit(
+        rows, chosen.level, Inspection([one.measures for _, one in kept if one.measures], duplicates, len(gone))
+    )
     write_json(partial / AUDIT, findings.to_json())
     array = partial / IMAGES
     if gone and not config.audit:
@@ -125,7 +125,7 @@ def refuse_rejected(rejected: list[Rejection], listed: Path) -> None:
 def _divide(
     decoded: list[tuple[ImageRecord, JournalEntry]],
     ratio: tuple[int, int, int],
-    level: str,
+    chosen: Chosen,
     partial: Path,
     config: PrepareConfig,
 ) -> list[PreparedRecord]:
@@ -134,10 +134,16 @@ def _divide(
     records = [record for record, _ in decoded]
     folds: list[int | None] = [None] * len(records)
     splits = [""] * len(records)
-    if config.folds is not None:
-        folds = list(fold_records(records, config.folds, level, config.seed))
+    if chosen.sides is not None:
+        sides = [chosen.sides[record.path] for record in records]
+        if config.folds is not None:
+            folds = list(map(int, sides))
+        else:
+            splits = fill_validation(records, sides, ratio, chosen.level, config.seed)
+    elif config.folds is not None:
+        folds = list(fold_records(records, config.folds, chosen.level, config.seed))
     else:
-        splits = split_records(records, ratio, level, config.seed)
+        splits = split_records(records, ratio, chosen.level, config.seed)
     return [
         PreparedRecord(record, split, fold, one.width_px, one.height_px, one.pixel_hash)
         for (record, one), split, fold in zip(decoded, splits, folds, strict=True)

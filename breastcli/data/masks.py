@@ -67,13 +67,14 @@ class MaskSet:
         return {"num_masks": len(self.index), **lists}
 
 
-def find_masks(images: Sequence[Path], image_root: Path | None, masks: Path) -> dict[Path, Path]:
+def find_masks(images: Sequence[Path], image_root: Path | None, masks: Path) -> dict[Path, list[Path]]:
     """Match the files of a folder of masks with images.
 
     A mask belongs to the image with the same path below ``image_root`` as the mask has below ``masks``. Where no mask
     has an image's path, file names alone decide; never for some images only, because the mask of an image that was not
     asked for could then fall to another of its name. Suffixes do not count, nor does an ending such as ``_mask``,
-    ``_Mask``, ``-seg`` or ``_mask_1``. Masks may lie among the images.
+    ``_Mask``, ``-seg`` or ``_mask_1``. Masks may lie among the images. Masks that differ by the number at their end
+    (``_Mask``, ``_Mask2``) are the several regions of one image.
 
     Args:
         images: files.
@@ -81,10 +82,11 @@ def find_masks(images: Sequence[Path], image_root: Path | None, masks: Path) -> 
         masks: folder of PNG, TIFF, JPEG or BMP files.
 
     Returns:
-        mask of each image that has one, in the order of ``images``.
+        the masks of each image that has any, in the order of ``images``.
 
     Raises:
-        UserError: the folder is missing or holds no mask of any image; two masks fit one image, or one mask two images.
+        UserError: the folder is missing or holds no mask of any image; two masks of other names fit one image, or one
+            mask two images.
     """
     if not masks.is_dir():
         raise UserError(f"{masks}: no such folder", fix="give the folder of the masks")
@@ -101,10 +103,10 @@ def find_masks(images: Sequence[Path], image_root: Path | None, masks: Path) -> 
             fix=f"name the masks like the images ({images[0].name}, not {files[0].name})",
         )
     _refuse_ambiguity(found)
-    return {image: found[image][0] for image in images if image in found}
+    return {image: sorted(found[image]) for image in images if image in found}
 
 
-def read_mask(path: Path, size_px: tuple[int, int], out_px: int) -> np.ndarray:
+def read_mask(path: Path | Sequence[Path], size_px: tuple[int, int], out_px: int) -> np.ndarray:
     """Read a mask and give it the geometry of its prepared image.
 
     A pixel belongs to the region where any channel is not zero. Alpha never counts, and a palette counts by its
@@ -113,7 +115,7 @@ def read_mask(path: Path, size_px: tuple[int, int], out_px: int) -> np.ndarray:
     at least half of what it covers is.
 
     Args:
-        path: file.
+        path: file, or several of one image, whose regions are joined.
         size_px: width and height of the image before resizing.
         out_px: side S of the result.
 
@@ -124,11 +126,14 @@ def read_mask(path: Path, size_px: tuple[int, int], out_px: int) -> np.ndarray:
         MaskProblem: it cannot be read, its width or height differs from the image's (another resolution of the same
             shape too), or no region is left.
     """
-    region = _read_region(path)
-    height, width = region.shape
-    if (width, height) != tuple(size_px):
-        wanted = f"{size_px[0]}x{size_px[1]}"
-        raise MaskProblem("mismatched", f"the mask has {width}x{height} pixels, its image {wanted}")
+    width, height = size_px
+    region = np.zeros((height, width), dtype=bool)
+    for file in [path] if isinstance(path, Path) else path:
+        part = _read_region(file)
+        if part.shape != region.shape:
+            found = f"{part.shape[1]}x{part.shape[0]}"
+            raise MaskProblem("mismatched", f"the mask has {found} pixels, its image {width}x{height}")
+        region |= part
     if not region.any():
         raise MaskProblem("empty", "no pixel of the mask is set")
     # Pillow's box filter takes whole pixels only, and nearest neighbours lose thin regions.
@@ -167,7 +172,7 @@ def load_masks(
             index.append(row)
         except MaskProblem as problem:
             names[problem.kind].append(str(image))
-            logger.warning("left out mask %s: %s", matched[image], problem)
+            logger.warning("left out mask %s: %s", matched[image][0], problem)
     stack = np.stack(regions) if regions else np.zeros((0, out_px, out_px), dtype=bool)
     lists = {kind: tuple(found) for kind, found in names.items()}
     return MaskSet(stack, np.array(index, dtype=np.int64), **lists)
@@ -211,17 +216,26 @@ def _candidates(
 def _refuse_ambiguity(found: dict[Path, list[Path]]) -> None:
     owner: dict[Path, Path] = {}
     for image, files in found.items():
-        if len(files) > 1:
+        if len(files) > 1 and not _are_regions(files):
             raise UserError(
                 f"two masks fit {image}: {files[0]} and {files[1]}",
-                fix="merge them into one file, or arrange the masks in folders as the images are",
+                fix="merge them into one file, number them at the end of their names, or arrange the masks in folders "
+                "as the images are",
             )
-        if files[0] in owner:
-            raise UserError(
-                f"mask {files[0]} fits two images: {owner[files[0]]} and {image}",
-                fix="arrange the masks in folders as the images are",
-            )
-        owner[files[0]] = image
+        for file in files:
+            if file in owner:
+                raise UserError(
+                    f"mask {file} fits two images: {owner[file]} and {image}",
+                    fix="arrange the masks in folders as the images are",
+                )
+            owner[file] = image
+
+
+def _are_regions(files: Sequence[Path]) -> bool:
+    """Whether the files are numbered masks of one image: alike but for the number at the end."""
+    names = {re.sub(r"[ _-]?\d+$", "", file.stem) for file in files if MASK_ENDING.search(file.stem)}
+    alike = len(names) == 1 and len({file.parent for file in files}) == 1
+    return alike and all(MASK_ENDING.search(file.stem) for file in files) and len({f.stem for f in files}) == len(files)
 
 
 def _read_region(path: Path) -> np.ndarray:

@@ -66,9 +66,7 @@ def split_records(records: Sequence[ImageRecord], ratio: tuple[int, int, int], l
     Raises:
         UserError: a class has fewer groups than there are parts.
     """
-    divide = _divide_images if level == "image" else _place_groups
-    parts = divide(records, ratio, level, seed)
-    return [SPLITS[part] for part in parts]
+    return [SPLITS[part] for part in divide(records, ratio, level, seed)]
 
 
 def fold_records(records: Sequence[ImageRecord], num_folds: int, level: str, seed: int) -> list[int]:
@@ -77,8 +75,16 @@ def fold_records(records: Sequence[ImageRecord], num_folds: int, level: str, see
     Raises:
         UserError: a class has fewer groups than there are folds.
     """
-    divide = _divide_images if level == "image" else _place_groups
     return divide(records, (1,) * num_folds, level, seed)
+
+
+def divide(records: Sequence[ImageRecord], ratio: Sequence[int], level: str, seed: int) -> list[int]:
+    """Return the part 0 … P-1 of each image, for P parts in the given ratio; no group is in two parts.
+
+    Raises:
+        UserError: a class has fewer groups than there are parts.
+    """
+    return (_divide_images if level == "image" else _place_groups)(records, ratio, level, seed)
 
 
 def _divide_images(records: Sequence[ImageRecord], ratio: Sequence[int], level: str, seed: int) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from breastcli.config import ExplainConfig
 from breastcli.data.datasets import DATASETS, Rejection
 from breastcli.data.masks import MASK_ENDING, MaskSet, load_masks
+from breastcli.data.patients import find_in_names
 from breastcli.data.reading import FileReader, find_files
 from breastcli.data.store import PreparedData
 from breastcli.errors import UsageError, UserError
@@ -117,7 +117,8 @@ def from_files(config: ExplainConfig, facts: dict[str, Any], num: int | None) ->
     batches = reader.batches(config.batch_size, torch.device("cpu"))
     images = np.concatenate([batch.permute(0, 2, 3, 1).numpy() for batch in batches])
     records = [DATASETS.get(facts["dataset"]["name"]).describe(str(file)) for file in reader.kept]
-    patients = _patients(config.patients, reader.kept) or [one.patient if one else "" for one in records]
+    named = find_in_names(config.patients, (file.name for file in reader.kept)) if config.patients else []
+    patients = named or [one.patient if one else "" for one in records]
     ids = unique_names([file.stem for file in reader.kept])
     exams = [one.exam if one and not config.patients else "" for one in records]
     folders = [Path(name) for name in config.images if Path(name).is_dir()]
@@ -156,21 +157,6 @@ def _draw_evenly(rows: np.ndarray, labels: np.ndarray, num: int, seed: int) -> n
         members = shuffled[labels[shuffled] == label]
         turn[members] = np.arange(len(members))
     return np.sort(rows[np.lexsort((labels, turn))[:num]])
-
-
-def _patients(pattern: str | None, files: list[Path]) -> list[str]:
-    """Return the patient of each file: the pattern's first group, or all that it matches."""
-    if pattern is None:
-        return []
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise UsageError(f"--patients {pattern}: not a regular expression ({error})") from error
-    matches = [expression.search(file.name) for file in files]
-    for file, match in zip(files, matches, strict=True):
-        if match is None:
-            raise UsageError(f"--patients {pattern}: finds nothing in {file.name}", fix="make it fit every image")
-    return [(match.group(1) if expression.groups else match.group(0)) or "" for match in matches if match]
 
 
 def unique_names(names: list[str]) -> list[str]:

@@ -30,11 +30,13 @@ class Scan:
         records: one per image, in a stable order; ``label`` is the binary class.
         rejected: image files that the adapter cannot place.
         notes: facts to print and keep with the data set ("111 of 7,909 images").
+        classes: the classes that were found, harmless ones first, where the data set does not settle them beforehand.
     """
 
     records: list[ImageRecord]
     rejected: list[Rejection]
     notes: list[str]
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,10 @@ class DataSet:
         scan: find its images; raises UserError when there are none.
         describe: read one file name and its folders, or None where the name says nothing; ``label`` is "" where they do
             not settle the class.
-        classes: the two classes of ``--task binary``, the positive one last.
+        classes: the two classes of ``--task binary``, the positive one last; none where the raw folder decides.
         subtypes: the classes of ``--task subtype``, harmless ones first; of two that are kept the later is positive.
+        num_images: how many images the full data set has, or None where that is open.
+        generic: whether it takes any images, so that it is asked only where no other data set recognises them.
         stained: whether haematoxylin-and-eosin normalisation makes sense.
         drawn: whether the images were drawn by a program.
         draw: draw the images into a folder that does not hold them yet (drawn data sets only).
@@ -66,8 +70,10 @@ class DataSet:
     recognises: Callable[[Path], bool]
     scan: Callable[[Path], Scan]
     describe: Callable[[str], ImageRecord | None]
-    classes: tuple[str, str]
+    classes: tuple[str, str] | tuple[()]
     subtypes: tuple[str, ...]
+    num_images: int | None = None
+    generic: bool = False
     stained: bool = True
     drawn: bool = False
     draw: Callable[..., None] | None = None
@@ -84,11 +90,12 @@ def find_dataset(name: str, raw: Path) -> DataSet:
     """
     if name != "auto":
         return DATASETS.get(name)
-    if not raw.is_dir():
+    if not raw.exists():
         raise UserError(f"{raw}: no such folder", fix="give the folder of the raw data set")
     # A drawn set imitates a real one, so it is asked first.
     adapters = sorted((DATASETS.get(known) for known in DATASETS.names()), key=lambda one: not one.drawn)
-    found = [adapter for adapter in adapters if adapter.recognises(raw)]
+    found = [adapter for adapter in adapters if not adapter.generic and raw.is_dir() and adapter.recognises(raw)]
+    found = found or [adapter for adapter in adapters if adapter.generic and adapter.recognises(raw)]
     if not found:
         known = ", ".join(DATASETS.names())
         raise UsageError(f"{raw} holds no data set that breastcli knows ({known})", fix="name it with --dataset")

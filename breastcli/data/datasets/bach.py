@@ -64,5 +64,6 @@ DATASETS.register("bach")(
         describe=describe,
         classes=("benign", "malignant"),
         subtypes=tuple(LABELS),
+        num_images=sum(NUM_IMAGES.values()),
     )
 )

@@ -100,5 +100,6 @@ DATASETS.register("breakhis")(
         describe=describe,
         classes=CLASSES,
         subtypes=SUBTYPE_NAMES,
+        num_images=NUM_IMAGES,
     )
 )

@@ -78,5 +78,6 @@ DATASETS.register("lc25000")(
         describe=describe,
         classes=("benign", "malignant"),
         subtypes=tuple(LABELS),
+        num_images=sum(NUM_IMAGES.values()),
     )
 )

@@ -76,6 +76,7 @@ DATASETS.register("mini_ddsm")(
         describe=describe,
         classes=("benign", "malignant"),
         subtypes=tuple(LABELS),
+        num_images=sum(NUM_IMAGES.values()),
         stained=False,
     )
 )

@@ -66,6 +66,7 @@ DATASETS.register("sars_cov2_ct")(
         describe=describe,
         classes=CLASSES,
         subtypes=CLASSES,
+        num_images=sum(NUM_IMAGES.values()),
         stained=False,
     )
 )
