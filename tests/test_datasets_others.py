@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from conftest import Outcome
 from PIL import Image
 
-from breastcli.config import PrepareConfig
+from breastcli.config import PrepareConfig, TrainConfig
 from breastcli.data.datasets import DATASETS, bach, find_dataset, lc25000, mini_ddsm, sars_cov2_ct
 from breastcli.data.store import PreparedData
 from breastcli.errors import UsageError, UserError
 from breastcli.prepare import prepare
 from breastcli.records import Predictions
+from breastcli.train import train
 
 UNKNOWN = "LEAKY: image-level split, patients unknown, so leakage cannot be excluded"
 VIEWS = ("LEFT_CC", "LEFT_MLO", "RIGHT_CC", "RIGHT_MLO")
@@ -322,29 +326,55 @@ def test_refusals_are_one_line(tmp_path: Path) -> None:
         run(mammography, tmp_path / "stained", stain="macenko")
 
 
-@pytest.mark.parametrize("name", ["mini_ddsm", "sars_cov2_ct"])
-def test_from_raw_folder_to_report(name: str, tmp_path: Path, breastcli) -> None:
+# Images of each class, and the positive class: every data set's miniature goes through the whole chain.
+MINIATURES = {"bach": (12, "malignant"), "lc25000": (8, "malignant"), "mini_ddsm": (6, "malignant")}
+MINIATURES |= {"sars_cov2_ct": (20, "covid")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_from_raw_folder_to_report(name: str, tmp_path: Path, breastcli: Callable[..., Outcome]) -> None:
     """Patients are counted where they are known, and not invented where they are not."""
-    draw(tmp_path / "raw", paths_of(name, 6 if name == "mini_ddsm" else 20))
-    level = "exam" if name == "mini_ddsm" else "image"
-    done = breastcli("prepare", "raw", "--out", "data", "--size", 32, "--group-by", level)
+    per_class, positive = MINIATURES[name]
+    draw(tmp_path / "raw", paths_of(name, per_class))
+    known = name == "mini_ddsm"
+    done = breastcli("prepare", "raw", "--out", "data", "--size", 64, "--group-by", "exam" if known else "image")
     assert done.code == 0, done.stderr
-    assert ("patients unknown" in done.stdout) == (name == "sars_cov2_ct")
-    assert ("(2 patients)" in done.stdout) == (name == "mini_ddsm")
+    assert ("patients unknown" in done.stdout) != known
+    assert ("(2 patients)" in done.stdout) == known
     train = ("train", "--data", "data", "--arch", "timm/test_resnet", "--epochs", 1, "--batch-size", 8)
     done = breastcli(*train, "--device", "cpu", "--out", "run")
     assert done.code == 0, done.stderr
     done = breastcli("evaluate", "run", "--device", "cpu", "--resamples", 100, "--json")
     assert done.code == 0, done.stderr
     scores, report = done.json, (tmp_path / "run" / "report.html").read_text()
-    if name == "mini_ddsm":
+    assert f"positive class: {positive}" in scores["image"]["notes"]
+    if known:
         predictions = Predictions.from_csv(tmp_path / "run" / "evaluate" / "test" / "predictions.csv")
         assert scores["patient"]["vote"]["n"] == len({*predictions.column("patient")}) < len(predictions)
-        assert "positive class: malignant" in scores["image"]["notes"]
         return
     assert scores["patient"] is None
     assert not (tmp_path / "run" / "evaluate" / "test" / "patients.png").exists()
-    assert "positive class: covid" in scores["image"]["notes"]
     assert any("patients are unknown" in note for note in scores["image"]["notes"])
     assert UNKNOWN in report
     assert "Images of one patient can be on both sides" in report
+
+
+def test_lesion_masks_of_mammograms_serve_explain(tmp_path: Path, breastcli: Callable[..., Outcome]) -> None:
+    """The masks that prepare leaves aside are found among the images, several of one image joined."""
+    raw = draw(tmp_path / "raw", mammograms(6), "L")
+    run(raw, tmp_path / "data", size=64)
+    tested = [row.record for row in PreparedData.open(tmp_path / "data").rows if row.split == "test"]
+    lesions = np.zeros((24, 20), np.uint8)
+    lesions[:8, :8] = 255
+    for number, record in enumerate(tested[:4]):
+        path = raw / record.path
+        Image.fromarray(lesions).save(path.with_name(f"{path.stem}_Mask.png"))
+        if number == 0:
+            Image.fromarray(lesions[::-1]).save(path.with_name(f"{path.stem}_Mask2.png"))
+    config = TrainConfig(arch="timm/test_resnet", data=str(tmp_path / "data"), out=str(tmp_path / "run"), epochs=1)
+    train(dataclasses.replace(config, device="cpu", batch_size=8))
+    done = breastcli(
+        "explain", "run", "--method", "gradcam", "--masks", "raw", "--num", "all", "--device", "cpu", "--json"
+    )
+    assert done.code == 0, done.stderr
+    assert done.json["localisation"]["n"] == 4

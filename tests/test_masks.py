@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from breastcli.data.images import decode
+from breastcli.data.images import decode, hash_pixels, read_rgb
 from breastcli.data.masks import MaskProblem, find_masks, load_masks, read_mask
 from breastcli.errors import UserError
 
@@ -105,6 +105,19 @@ def test_an_image_is_never_its_own_mask(tmp_path: Path) -> None:
     files = touch(tmp_path / "other", "a/1.png", "b/1.png")
     with pytest.raises(UserError, match="no mask in"):
         find_masks(files, None, tmp_path / "other")
+
+
+def test_images_whose_folder_is_unknown_are_known_by_their_pixels(tmp_path: Path) -> None:
+    """An image below the folder of masks is not its own mask, though its name would fit."""
+    images = [Path("a/1.png"), Path("a/2.png"), Path("a/3.png")]
+    files = [save(tmp_path / image, corner(value=number + 7)) for number, image in enumerate(images)]
+    hashes = {image: hash_pixels(read_rgb(file)) for image, file in zip(images, files, strict=True)}
+    mask = save(tmp_path / "a" / "1_Mask.png")
+    save(files[2])  # another picture of the third's name is its mask
+    assert find_masks(images, Path(), tmp_path, hashes) == {images[0]: [mask], images[2]: [files[2]]}
+    assert find_masks(images, Path(), tmp_path / "a", hashes) == {images[0]: [mask], images[2]: [files[2]]}
+    with pytest.raises(UserError, match="no mask in"):
+        find_masks(images[1:2], Path(), tmp_path, hashes)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import logging
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from breastcli.data.datasets import IMAGE_SUFFIXES, image_files
-from breastcli.data.images import MAX_PIXELS, SIXTEEN_BIT_MODES
+from breastcli.data.images import MAX_PIXELS, SIXTEEN_BIT_MODES, RejectedImageError, hash_pixels, read_rgb
 from breastcli.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,9 @@ class MaskSet:
         return {"num_masks": len(self.index), **lists}
 
 
-def find_masks(images: Sequence[Path], image_root: Path | None, masks: Path) -> dict[Path, list[Path]]:
+def find_masks(
+    images: Sequence[Path], image_root: Path | None, masks: Path, pixel_hashes: Mapping[Path, str] | None = None
+) -> dict[Path, list[Path]]:
     """Match the files of a folder of masks with images.
 
     A mask belongs to the image with the same path below ``image_root`` as the mask has below ``masks``. Where no mask
@@ -80,6 +82,8 @@ def find_masks(images: Sequence[Path], image_root: Path | None, masks: Path) -> 
         images: files.
         image_root: the folder that the images' paths are compared from; None compares file names alone.
         masks: folder of PNG, TIFF, JPEG or BMP files.
+        pixel_hashes: of images whose files may be anywhere, also below ``masks``: a file with an image's own name and
+            its very pixels is that image, not its mask.
 
     Returns:
         the masks of each image that has any, in the order of ``images``.
@@ -94,9 +98,10 @@ def find_masks(images: Sequence[Path], image_root: Path | None, masks: Path) -> 
     if not files:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"{masks} holds no mask", fix=f"give a folder of files that end in {suffixes}")
-    found = _candidates({image: _below(image, image_root) for image in images}, files, masks)
+    hashes = pixel_hashes or {}
+    found = _without_images(_candidates({image: _below(image, image_root) for image in images}, files, masks), hashes)
     if not found:
-        found = _candidates({image: image.stem for image in images}, files)
+        found = _without_images(_candidates({image: image.stem for image in images}, files), hashes)
     if images and not found:
         raise UserError(
             f"no mask in {masks} belongs to any of the {len(images)} images",
@@ -145,7 +150,12 @@ def read_mask(path: Path | Sequence[Path], size_px: tuple[int, int], out_px: int
 
 
 def load_masks(
-    images: Sequence[Path], sizes_px: Sequence[tuple[int, int]], image_root: Path | None, masks: Path, out_px: int
+    images: Sequence[Path],
+    sizes_px: Sequence[tuple[int, int]],
+    image_root: Path | None,
+    masks: Path,
+    out_px: int,
+    pixel_hashes: Mapping[Path, str] | None = None,
 ) -> MaskSet:
     """Find and read the masks of N images, sorting out those that cannot be used.
 
@@ -155,11 +165,12 @@ def load_masks(
         image_root: see ``find_masks``.
         masks: folder.
         out_px: side S of the prepared images.
+        pixel_hashes: see ``find_masks``.
 
     Raises:
         UserError: see ``find_masks``.
     """
-    matched = find_masks(images, image_root, masks)
+    matched = find_masks(images, image_root, masks, pixel_hashes)
     names: dict[str, list[str]] = {"missing": [], "mismatched": [], "empty": [], "unreadable": []}
     index: list[int] = []
     regions: list[np.ndarray] = []
@@ -211,6 +222,25 @@ def _candidates(
         for image in next((owners[one] for one in wanted if one in owners), []):
             found[image].append(file)
     return found
+
+
+def _without_images(found: dict[Path, list[Path]], pixel_hashes: Mapping[Path, str]) -> dict[Path, list[Path]]:
+    """Leave out files that are the images themselves."""
+    left = {
+        image: [file for file in files if file.stem != image.stem or not _shows(file, pixel_hashes.get(image))]
+        for image, files in found.items()
+    }
+    return {image: files for image, files in left.items() if files}
+
+
+def _shows(file: Path, pixel_hash: str | None) -> bool:
+    """Whether a file holds the very pixels that an image's hash was taken of."""
+    if pixel_hash is None:
+        return False
+    try:
+        return hash_pixels(read_rgb(file)) == pixel_hash
+    except RejectedImageError:
+        return False
 
 
 def _refuse_ambiguity(found: dict[Path, list[Path]]) -> None:

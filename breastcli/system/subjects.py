@@ -36,6 +36,7 @@ class Subjects:
         labels: (n,) class numbers, or None for loose files.
         root: folder that masks' relative paths are compared below, or None where names must do.
         rejected: files that could not be read.
+        pixel_hashes: of the files of a split, whose raw folder is not known.
     """
 
     images: np.ndarray
@@ -48,6 +49,7 @@ class Subjects:
     labels: np.ndarray | None
     root: Path | None
     rejected: list[Rejection] = dataclasses.field(default_factory=list)
+    pixel_hashes: dict[Path, str] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -59,7 +61,8 @@ class Subjects:
             UserError: no mask fits.
         """
         try:
-            return load_masks(self.paths, self.sizes_px, self.root, folder, self.images.shape[1])
+            size_px = self.images.shape[1]
+            return load_masks(self.paths, self.sizes_px, self.root, folder, size_px, self.pixel_hashes)
         except UserError as error:
             if dataset in WITHOUT_MASKS and self.labels is not None and error.problem.startswith("no mask"):
                 raise UserError(
@@ -97,6 +100,7 @@ def from_split(run: Run, data: PreparedData, split: str, num: int | None, seed: 
         magnifications=[record.magnification for record in records],
         labels=data.labels[rows],
         root=Path(),
+        pixel_hashes={Path(row.record.path): row.pixel_hash for row in known},
     )
 
 
