@@ -24,7 +24,7 @@ from breastcli.benchmarks.timing import Pair
 from breastcli.config import BenchmarkConfig
 from breastcli.errors import UsageError, UserError, first_line
 from breastcli.files import claim_folder, write_csv, write_json
-from breastcli.options import flag_of
+from breastcli.options import refuse_given
 from breastcli.parsing import parse_magnification
 from breastcli.progress import SILENT, Progress
 from breastcli.reporting.convergence_plots import plot_size_accuracy, plot_time_accuracy
@@ -75,7 +75,8 @@ def benchmark(config: BenchmarkConfig, progress: Progress = SILENT) -> Benchmark
     out = Path(config.out or "runs/benchmark")
     trains = config.what in ("all", "convergence")
     compared = [name for name in COMPARISONS.names() if config.what in ("all", name)]
-    _check_options(config, trains)
+    if not trains:
+        refuse_given(config, ONLY_CONVERGENCE, f"{config.what} trains nothing", "leave it out")
     setting = _setting(config)
     hint = "use --resume, --overwrite or another --out" if trains else "use --overwrite or another --out"
     claim_folder(out, allowed=config.overwrite or (trains and config.resume), hint=hint)
@@ -103,14 +104,6 @@ def benchmark(config: BenchmarkConfig, progress: Progress = SILENT) -> Benchmark
     }
     _write(out, document)
     return BenchmarkResult(out, document, time.monotonic() - started)
-
-
-def _check_options(config: BenchmarkConfig, trains: bool) -> None:
-    if trains:
-        return
-    for field in dataclasses.fields(config):
-        if field.name in ONLY_CONVERGENCE and getattr(config, field.name) != field.default:
-            raise UsageError(f"{flag_of(field.name)}: {config.what} trains nothing", fix="leave it out")
 
 
 def _setting(config: BenchmarkConfig) -> Setting:

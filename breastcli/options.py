@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Container
 from difflib import get_close_matches
 from typing import Any
 
@@ -66,3 +67,14 @@ def check(field: dataclasses.Field[Any], value: Any) -> None:
         raise UsageError(f"{flag_of(field.name)} {value}: too small", fix=f"use {rules['at_least']} or more")
     if rules["below"] is not None and not value < rules["below"]:
         raise UsageError(f"{flag_of(field.name)} {value}: too large", fix=f"stay below {rules['below']}")
+
+
+def refuse_given(config: Any, names: Container[str], why: str, fix: str) -> None:
+    """Refuse options that do not go with another one.
+
+    Raises:
+        UsageError: one of ``names`` differs from its default; ``why`` and ``fix`` say the rest.
+    """
+    for field in dataclasses.fields(config):
+        if field.name in names and getattr(config, field.name) != field.default:
+            raise UsageError(f"{flag_of(field.name)}: {why}", fix=fix)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from breastcli.benchmarks import COMPARISONS, Comparison, Setting
 from breastcli.benchmarks.samples import HEIGHT_PX, WIDTH_PX, choose_records
 from breastcli.benchmarks.timing import Pair, Run, compare, find_rival
 from breastcli.data.images import RejectedImageError, read_rgb
-from breastcli.data.stain import fit_reference, normalise_stain
+from breastcli.data.stain import StainReference, fit_reference, normalise_stain
 from breastcli.errors import UserError
 
 NUM_IMAGES = 16
@@ -43,8 +44,8 @@ def compare_stain(setting: Setting) -> list[Pair]:
     pairs = []
     for name, max_pixels in STATISTICS.items():
 
-        def ours(max_pixels: int | None = max_pixels) -> None:
-            normalise_stain(images, reference, max_pixels=max_pixels)
+        def ours(measured: StainReference = dataclasses.replace(reference, max_pixels=max_pixels)) -> None:  # noqa: B008
+            normalise_stain(images, measured)
 
         title = f"Macenko at {WIDTH_PX}x{HEIGHT_PX}, {name} / torchstain"
         pairs.append(compare(title, "images/s", len(images), ours, theirs, setting.rounds, setting.device))

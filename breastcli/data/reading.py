@@ -85,7 +85,7 @@ class FileReader:
         while chunk := list(islice(images, batch_size)):
             pixels = torch.from_numpy(np.stack([image.pixels for image in chunk])).to(device).permute(0, 3, 1, 2)
             if self.reference is not None:
-                pixels, failed = normalise_stain(pixels, self.reference, max_pixels=self.reference.max_pixels)
+                pixels, failed = normalise_stain(pixels, self.reference)
                 if failed.any():
                     logger.warning("%d images show too little tissue to normalise", int(failed.sum()))
             yield pixels.contiguous(memory_format=torch.channels_last)

@@ -126,9 +126,7 @@ def fit_reference(images: Tensor, method: str, *, source: str) -> StainReference
     )
 
 
-def normalise_stain(
-    images: Tensor, reference: StainReference, *, max_pixels: int | None = SAMPLED_PIXELS
-) -> tuple[Tensor, Tensor]:
+def normalise_stain(images: Tensor, reference: StainReference) -> tuple[Tensor, Tensor]:
     """Give every image the stain of the reference; images without measurable stain stay as they are.
 
     An image falls back to itself where less than 1 % of its pixels are tissue (optical density of at least 0.15 in
@@ -144,15 +142,14 @@ def normalise_stain(
 
     Args:
         images: (B, 3, H, W) uint8 RGB, on any device.
-        reference: the stain to reach.
-        max_pixels: measure each image's own stain on at most this many of its pixels; None for all.
+        reference: the stain to reach, and on how many of its pixels each image's own stain is measured.
 
     Returns:
         (B, 3, H, W) uint8 and, (B,) bool, which images fell back.
     """
     normalise = {"macenko": _normalise_macenko, "reinhard": _normalise_reinhard}[reference.method]
     height, width = images.shape[2:]
-    stride = _stride(height * width, width, max_pixels)
+    stride = _stride(height * width, width, reference.max_pixels)
     results, flags = [], []
     for chunk in images.split(max(1, PIXELS_AT_ONCE // (height * width))):
         pixels = chunk.flatten(2).contiguous()  # (b, 3, N); sums over another layout would round otherwise
@@ -191,7 +188,7 @@ def normalise_file(
         write_header(file, num_images, size_px)
         for chunk in read_chunks(source, num_images, size_px, IMAGES_AT_ONCE):
             images = torch.tensor(chunk, device=device).permute(0, 3, 1, 2)
-            normalised, failed = normalise_stain(images, reference, max_pixels=reference.max_pixels)
+            normalised, failed = normalise_stain(images, reference)
             file.write(normalised.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes())
             fell_back += failed.tolist()
             on_chunk(len(chunk))

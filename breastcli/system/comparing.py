@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from breastcli.config import EvaluateConfig
 from breastcli.errors import UsageError, UserError
 from breastcli.files import read_json
 from breastcli.metrics.comparison import Comparison, compare_predictions
-from breastcli.options import flag_of
+from breastcli.options import refuse_given
 from breastcli.records import Predictions, stamp_of
 from breastcli.system.reuse import refuse_stale
 from breastcli.system.runfolder import METRICS, PREDICTIONS, find_run, git_state, versions
@@ -76,10 +75,8 @@ def find_sides(config: EvaluateConfig) -> tuple[Path, Path]:
     """
     if len(config.runs) != 2 or config.run:
         raise UsageError("--compare takes two folders", fix="breastcli evaluate --compare A B")
-    for field in dataclasses.fields(config):
-        if field.name in DECIDED_BEFORE and getattr(config, field.name) != field.default:
-            fix = "evaluate each side with it first, then compare"
-            raise UsageError(f"{flag_of(field.name)}: --compare takes what each side's evaluation predicted", fix=fix)
+    why, fix = "--compare takes what each side's evaluation predicted", "evaluate each side with it first, then compare"
+    refuse_given(config, DECIDED_BEFORE, why, fix)
     first, second = (_find_side(name, config.split) for name in config.runs)
     return first, second
 
