@@ -247,6 +247,7 @@ def test_the_leaky_side_is_named(sides: Path, tmp_path: Path, printed: io.String
 
 def test_what_cannot_be_compared_is_refused(sides: Path, tmp_path: Path) -> None:
     one, other = str(sides / "exam"), str(sides / "seed")
+    evaluate(EvaluateConfig(runs=(one,), resamples=100, device="cpu", overwrite=True))
     for runs in ((), (one,), (one, other, one)):
         with pytest.raises(UsageError, match="--compare takes two folders"):
             evaluate(EvaluateConfig(runs=runs, compare=True))
