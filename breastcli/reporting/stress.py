@@ -21,6 +21,7 @@ from breastcli.system.runfolder import STRESS_PLOT, STRESS_TABLE
 COLUMNS = ("perturbation", "strength", "level", "n", "num_unchanged", "figure", "value", "low", "high")
 COLUMNS += ("difference", "difference_low", "difference_high", "stamp")
 DRAWN = ("roc_auc", "balanced_accuracy")
+SHIFTED = ("sensitivity", "specificity")  # one may gain what the other loses, which balanced accuracy hides
 KINDS = {"stain": "Stain", "sharpness": "Focus and file", "light": "Light"}
 MARKERS = ("o", "s", "^")
 APART = 0.11  # between points of one strength, so that their intervals can be told apart
@@ -118,11 +119,14 @@ def stress_section(folder: Path, document: Mapping[str, Any]) -> StressSection |
     if not document:
         return None
     clean = [part for name in DRAWN for part in (figure_cell(document["clean"][name]), Cell(""))]
-    rows = [("clean", [*clean, Cell("")])]
+    rows = [("clean", [*clean, *(Cell("") for _ in (*SHIFTED, FLIPPED))])]
     for one in document["conditions"]:
         pairs = [figure_cell(one[part][name]) for name in DRAWN for part in ("figures", "differences")]
-        rows.append((f"{one['title']} {one['label']} ({one['strength']})", [*pairs, figure_cell(one[FLIPPED])]))
+        shifts = [figure_cell(one["differences"][name]) for name in SHIFTED]
+        cells = [*pairs, *shifts, figure_cell(one[FLIPPED])]
+        rows.append((f"{one['title']} {one['label']} ({one['strength']})", cells))
     heads = [head for name in DRAWN for head in (TITLES[name], "Minus clean")]
+    heads += [f"{TITLES[name]} minus clean" for name in SHIFTED]
     caption = f"Perturbed images, image level (n = {document['n']:,}, 95 % intervals)"
     table = Table(caption, ["Perturbation", *heads, TITLES[FLIPPED]], rows)
     picture = read_picture(folder / STRESS_PLOT, "Robustness", "ROC AUC and balanced accuracy over each strength")
