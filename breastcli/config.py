@@ -260,6 +260,7 @@ class EvaluateConfig(JobConfig):
     calibrate: bool = option(False, "Scale the probabilities by a temperature fitted on validation images.")
     compare: bool = option(False, "Compare two evaluated folders, A and B: every figure of B minus that of A.")
     embedding: bool = option(False, "Also draw the embedding and the angles within and between classes.")
+    stress: bool = option(False, "Also score the images perturbed: stain, blur, JPEG, light, each at three strengths.")
     batch_size: int = option(64, "Images per step.", at_least=1)
     resamples: int = option(2000, "Bootstrap resamples for the intervals.", at_least=100)
 

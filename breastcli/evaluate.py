@@ -7,7 +7,6 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 
 from breastcli.config import EvaluateConfig
-from breastcli.data.loading import load_batches, make_batches
 from breastcli.data.store import PreparedData
 from breastcli.errors import UsageError, UserError
 from breastcli.files import claim_folder, replacing, write_json
@@ -24,11 +22,13 @@ from breastcli.metrics.calibration import describe_calibration, fit_temperature,
 from breastcli.metrics.classification import (
     PatientScores,
     choose_threshold,
+    decide,
+    describe_spread,
     score_images,
     score_patients,
     score_subsets,
 )
-from breastcli.models import Classifier
+from breastcli.metrics.robustness import Stressed, describe_stress
 from breastcli.parsing import parse_magnification
 from breastcli.progress import SILENT, Progress
 from breastcli.records import Predictions, Scores, stamp_of, strings
@@ -36,12 +36,23 @@ from breastcli.reporting import plots
 from breastcli.reporting.comparison import write_comparison
 from breastcli.reporting.embedding_plot import plot_embedding
 from breastcli.reporting.report import write_report
+from breastcli.reporting.stress import write_stress
 from breastcli.system.checkpoint import load_checkpoint, read_facts
 from breastcli.system.comparing import ComparisonResult, compare_folders, find_sides, is_evaluated
-from breastcli.system.inference import predict_log_probs
+from breastcli.system.inference import Predictor
 from breastcli.system.reuse import describe_predictions, find_predictions, hash_weights, prediction_key
-from breastcli.system.runfolder import EMBEDDING_PLOT, METRICS, PREDICTIONS, Run, describe_pool, find_run
+from breastcli.system.runfolder import (
+    EMBEDDING_PLOT,
+    METRICS,
+    PREDICTIONS,
+    STRESS_PLOT,
+    STRESS_TABLE,
+    Run,
+    describe_pool,
+    find_run,
+)
 from breastcli.system.runtime import resolve_device, resolve_precision
+from breastcli.system.stressing import predict_stressed
 from breastcli.system.transfer import saw_synthetic
 
 logger = logging.getLogger(__name__)
@@ -84,7 +95,8 @@ class _Evaluated:
 
     ``uncalibrated`` holds the probabilities (N, K) before they were scaled by ``temperature``, which is None where
     nobody asked for that. ``synthetic`` tells whether it was trained with synthetic images; ``weights`` is
-    the hash of the weights, and ``key`` names all that the probabilities depend on.
+    the hash of the weights, and ``key`` names all that the probabilities depend on. ``stressed`` is what was predicted
+    of the images when perturbed, none where nobody asked for that.
     """
 
     run: Run
@@ -98,6 +110,7 @@ class _Evaluated:
     embeddings: np.ndarray
     weights: str
     key: str
+    stressed: list[Stressed]
 
 
 def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateResult | ComparisonResult:
@@ -128,20 +141,20 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
     by_magnification = score_subsets(predictions, "magnification", **settings)
     by_subtype = score_subsets(predictions, "subtype", **settings)
     before, calibration = _calibration(parts, predictions, settings) if config.calibrate else (None, None)
+    stressed = [part.stressed for part in parts]
     document = {
         **_provenance(parts, config),
         "image": image.to_json(),
         "patient": patient.to_json() if patient else None,
         "by_magnification": {name: scores.to_json() for name, scores in by_magnification.items()},
         "by_subtype": {name: scores.to_json() for name, scores in by_subtype.items()},
-        **_spread(parts, settings),
+        **describe_spread({str(part.run.folder): part.predictions for part in parts}, **settings),
         "calibration": calibration,
         "embedding": _draw_embedding(out, parts[0]) if config.embedding else None,
+        "stress": describe_stress(predictions, stressed, parts[0].data.card, **settings) if config.stress else None,
     }
     document["predictions"] = _write_predictions(out, predictions, parts)
-    _draw_plots(out, predictions, before, image, document["dataset"])
-    if not config.embedding:
-        (out / EMBEDDING_PLOT).unlink(missing_ok=True)  # an earlier evaluation's
+    _draw_plots(out, predictions, before, image, document)
     write_json(out / METRICS, document)
     if len(runs) > 1:
         describe_pool(root, runs, resolve_device(config.device), config.seed, time.monotonic() - started)
@@ -210,71 +223,41 @@ def _evaluate_run(run: Run, config: EvaluateConfig, progress: Progress) -> _Eval
     ids = strings(record.image_id for record in records)
     weights = hash_weights(run)
     key = prediction_key(weights, data, ids, tta=config.tta, calibrate=config.calibrate, dtype=dtype, device=device)
-    only_scores = not config.embedding and not _needs_validation(config)
+    only_scores = not config.embedding and not config.stress and not _needs_validation(config)
     earlier = find_predictions(run, config.split, key) if only_scores else None
     model, facts = (None, read_facts(run.best)) if earlier else load_checkpoint(run.best, device)
     if facts is None or tuple(facts["classes"]) != data.classes:
         raise UserError(f"{run.best} knows other classes than {data.folder}", fix="train again")
+    settings = (device, dtype, config.tta, config.batch_size, config.workers, progress)
+    predictor = None if model is None else Predictor(model, data, *settings)
     kept: list[torch.Tensor] = []
     if earlier is not None:
         logger.info("%s: predictions of the earlier evaluation are taken again", run.folder)
         probs = earlier.probs
     else:
         keep = (lambda embedding: kept.append(embedding.cpu())) if config.embedding else (lambda embedding: None)
-        probs = _predict(run, data, rows, config.split, model, config, device, progress, keep)
+        probs = predictor(rows, f"{run.folder.name} {config.split}", on_embedding=keep)
     uncalibrated = probs
-    temperature, threshold, probs = _fit(run, data, probs, model, config, device, progress)
-    predicted = probs.argmax(axis=1) if threshold is None else (probs[:, 1] >= threshold).astype(np.int64)
+    temperature, threshold, probs = _fit(run, data, probs, predictor, config)
     columns = {name: strings(getattr(record, name) or "" for record in records) for name in COLUMNS}
     columns["run"] = strings(run.folder.name for _ in records)
     if threshold is not None:
         columns["threshold"] = strings(repr(threshold) for _ in records)
-    predictions = Predictions(ids, data.classes, probs, predicted, data.labels[rows], columns)
+    predictions = Predictions(ids, data.classes, probs, decide(probs, threshold), data.labels[rows], columns)
+    asked = (predictor, rows, f"{run.folder.name} {config.split}", predictions, temperature, threshold)
+    stressed = predict_stressed(*asked) if config.stress else []
     embeddings = torch.cat(kept).numpy() if kept else np.zeros((len(rows), 0), dtype=np.float32)
     epoch, synthetic = int(facts["epoch"]), saw_synthetic(facts)
     fitted = (uncalibrated, temperature, threshold)
-    return _Evaluated(run, data, predictions, *fitted, epoch, synthetic, embeddings, weights, key)
+    return _Evaluated(run, data, predictions, *fitted, epoch, synthetic, embeddings, weights, key, stressed)
 
 
 def _select(run: Run, data: PreparedData, split: str) -> np.ndarray:
     return data.select(split, fold=run.config.fold, magnification=parse_magnification(run.config.mag))
 
 
-def _predict(
-    run: Run,
-    data: PreparedData,
-    rows: np.ndarray,
-    split: str,
-    model: Classifier,
-    config: EvaluateConfig,
-    device: torch.device,
-    progress: Progress,
-    on_embedding: Callable[[torch.Tensor], None] = lambda embedding: None,
-) -> np.ndarray:
-    """Return probabilities (n, K) of the rows (n,) of one split."""
-    batches = make_batches(rows, config.batch_size)
-    task = f"{run.folder.name} {split}"
-    progress.begin(task, len(rows), "images")
-    log_probs = predict_log_probs(
-        model,
-        (batch.images for batch in load_batches(data, batches, device, config.workers)),
-        device,
-        resolve_precision(config.precision, device),
-        config.tta,
-        on_batch=lambda count: progress.advance(task, count),
-        on_embedding=on_embedding,
-    )
-    return log_probs.exp().numpy()
-
-
 def _fit(
-    run: Run,
-    data: PreparedData,
-    probs: np.ndarray,
-    model: Classifier | None,
-    config: EvaluateConfig,
-    device: torch.device,
-    progress: Progress,
+    run: Run, data: PreparedData, probs: np.ndarray, predictor: Predictor | None, config: EvaluateConfig
 ) -> tuple[float | None, float | None, np.ndarray]:
     """Return temperature, decision threshold and the probabilities (n, K) that the threshold acts on.
 
@@ -283,9 +266,9 @@ def _fit(
     """
     labels, held_out, temperature = np.zeros(0), np.zeros((0, len(data.classes))), None
     if _needs_validation(config):
-        assert model is not None  # whoever asks for such a rule loads it
+        assert predictor is not None  # whoever asks for such a rule loads the network
         rows = _select(run, data, "val")
-        labels, held_out = data.labels[rows], _predict(run, data, rows, "val", model, config, device, progress)
+        labels, held_out = data.labels[rows], predictor(rows, f"{run.folder.name} val")
     if config.calibrate:
         temperature = fit_temperature(held_out, labels)
         if is_at_bound(temperature):
@@ -341,23 +324,6 @@ def _provenance(parts: list[_Evaluated], config: EvaluateConfig) -> dict[str, An
     }
 
 
-def _spread(parts: list[_Evaluated], settings: dict[str, int]) -> dict[str, Any]:
-    """Return the figures of the single runs, and their mean and standard deviation."""
-    if len(parts) == 1:
-        return {"folds": None, "spread": None}
-    folds = []
-    for part in parts:
-        scores = score_images(part.predictions, **settings)
-        overall = {name: figure.to_json()["value"] for name, figure in scores.overall.items()}
-        folds.append({"run": str(part.run.folder), "n": scores.n, "overall": overall})
-    spread = {}
-    for name in folds[0]["overall"]:
-        values = [fold["overall"][name] for fold in folds if fold["overall"][name] is not None]
-        if len(values) > 1:
-            spread[name] = {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
-    return {"folds": folds, "spread": spread}
-
-
 def _calibration(
     parts: list[_Evaluated], predictions: Predictions, settings: dict[str, int]
 ) -> tuple[Predictions, dict[str, Any]]:
@@ -368,8 +334,10 @@ def _calibration(
 
 
 def _draw_plots(
-    out: Path, predictions: Predictions, before: Predictions | None, image: Scores, dataset: dict[str, Any]
+    out: Path, predictions: Predictions, before: Predictions | None, image: Scores, document: dict[str, Any]
 ) -> None:
+    """Draw what was found, and remove what an earlier evaluation drew and this one was not asked for."""
+    dataset = document["dataset"]
     stamp = stamp_of(dataset["leaky"], dataset["drawn"], dataset["synthetic"])
     plots.plot_confusion(image, out / "confusion.png", stamp=stamp)
     plots.plot_roc(predictions, out / "roc.png", stamp=stamp)
@@ -377,6 +345,12 @@ def _draw_plots(
     plots.plot_reliability(predictions, out / "reliability.png", before, stamp=stamp)
     if all(predictions.column("patient")):
         plots.plot_patients(predictions, out / "patients.png", stamp=stamp)
+    if document["stress"]:
+        write_stress(out, document["stress"], stamp)
+    drawn = {EMBEDDING_PLOT: document["embedding"], STRESS_TABLE: document["stress"], STRESS_PLOT: document["stress"]}
+    for name, found in drawn.items():
+        if not found:
+            (out / name).unlink(missing_ok=True)
 
 
 def _draw_embedding(out: Path, part: _Evaluated) -> dict[str, float | None]:

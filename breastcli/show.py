@@ -201,6 +201,8 @@ def show_evaluate(result: EvaluateResult | ComparisonResult) -> None:
     console.OUT.print(table)
     if result.document["calibration"]:
         _show_calibration(result.document["calibration"])
+    if result.document["stress"]:
+        _show_stress(result.document["stress"])
     if len(result.by_magnification) > 1:
         _show_subsets("magnification", result.by_magnification, SHORT)
     if len(result.by_subtype) > 1:
@@ -222,6 +224,20 @@ def _show_calibration(document: dict[str, Any]) -> None:
     for name, title in TITLES.items():
         table.add_row(title, *(interval(read_interval(document[side][name])) for side in heads))
     console.OUT.print(table)
+
+
+def _show_stress(document: dict[str, Any]) -> None:
+    from breastcli.metrics.robustness import FLIPPED, TITLES
+    from breastcli.reporting.stress import DRAWN
+
+    heads = [f"{TITLES[name]} - clean" for name in DRAWN]
+    table = make_table(f"perturbed images (n = {document['n']:,})", ["", "", *heads, TITLES[FLIPPED]])
+    for one in document["conditions"]:
+        figures = [*(one["differences"][name] for name in DRAWN), one[FLIPPED]]
+        table.add_row(one["title"], one["label"], *(interval(read_interval(figure)) for figure in figures))
+    console.OUT.print(table)
+    for note in document["notes"]:
+        console.OUT.print(f"[dim]- {escape(note)}[/dim]")
 
 
 def _show_comparison(result: ComparisonResult) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from breastcli import evaluate as evaluate_module
 from breastcli.config import EvaluateConfig, PrepareConfig, TrainConfig
 from breastcli.data.store import PreparedData, write_manifest
 from breastcli.errors import UsageError, UserError
@@ -19,6 +18,7 @@ from breastcli.metrics.calibration import fit_temperature, temper
 from breastcli.metrics.classification import choose_threshold
 from breastcli.prepare import prepare
 from breastcli.records import Predictions
+from breastcli.system import inference
 from breastcli.train import train
 
 QUICK = {"device": "cpu", "precision": "fp32", "resamples": 200}
@@ -66,10 +66,8 @@ def test_predictions_are_taken_again_while_nothing_they_depend_on_changes(
 ) -> None:
     first = run(own_run)
     asked = []
-    ask = evaluate_module.predict_log_probs
-    monkeypatch.setattr(
-        evaluate_module, "predict_log_probs", lambda *given, **more: asked.append(1) or ask(*given, **more)
-    )
+    ask = inference.predict_log_probs
+    monkeypatch.setattr(inference, "predict_log_probs", lambda *given, **more: asked.append(1) or ask(*given, **more))
     again = run(own_run, overwrite=True, threshold="0.3")
     assert not asked
     assert again["image"]["overall"]["roc_auc"] == first["image"]["overall"]["roc_auc"]

@@ -7,6 +7,7 @@ each group once, so that there is one implementation of each.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -156,6 +157,32 @@ def score_subsets(predictions: Predictions, column: str, *, resamples: int = 200
     return {name: score_images(predictions.select(values == name), resamples=resamples, seed=seed) for name in names}
 
 
+def describe_spread(runs: Mapping[str, Predictions], *, resamples: int, seed: int) -> dict[str, Any]:
+    """Return the figures of the single runs, and their mean and standard deviation; None for both of one run.
+
+    Args:
+        runs: run folder to its predictions.
+        resamples: bootstrap resamples.
+        seed: of the resampling.
+
+    Returns:
+        JSON-safe: "folds" and "spread".
+    """
+    if len(runs) == 1:
+        return {"folds": None, "spread": None}
+    folds = []
+    for name, predictions in runs.items():
+        scores = score_images(predictions, resamples=resamples, seed=seed)
+        overall = {metric: figure.to_json()["value"] for metric, figure in scores.overall.items()}
+        folds.append({"run": name, "n": scores.n, "overall": overall})
+    spread = {}
+    for metric in folds[0]["overall"]:
+        values = [fold["overall"][metric] for fold in folds if fold["overall"][metric] is not None]
+        if len(values) > 1:
+            spread[metric] = {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
+    return {"folds": folds, "spread": spread}
+
+
 def choose_threshold(labels: np.ndarray, positive_probs: np.ndarray, rule: str) -> float:
     """Return the decision threshold of two classes: an image is positive where its probability >= threshold.
 
@@ -185,6 +212,11 @@ def choose_threshold(labels: np.ndarray, positive_probs: np.ndarray, rule: str) 
         sensitivity = np.arange(1, len(positive) + 1) / len(positive)
         return float(positive[::-1][np.argmax(sensitivity >= share)])
     return _share(rule, rule)
+
+
+def decide(probs: np.ndarray, threshold: float | None) -> np.ndarray:
+    """Return the (N,) class that each of (N, K) probabilities is decided as; without a threshold the largest."""
+    return probs.argmax(axis=1) if threshold is None else (probs[:, 1] >= threshold).astype(np.int64)
 
 
 def _share(text: str, rule: str) -> float:

@@ -31,6 +31,7 @@ from breastcli.reporting.parts import (
     read_picture,
     stamp_on_tables,
 )
+from breastcli.reporting.stress import StressSection, stress_section
 from breastcli.reporting.synthesis_section import read_synthesis
 
 REPORT = "report.html"
@@ -68,6 +69,7 @@ class Evaluation:
         tables: all figures.
         pictures: the plots that are there.
         notes: conventions and warnings.
+        stress: what perturbed images cost, or None where nobody asked.
     """
 
     split: str
@@ -77,6 +79,7 @@ class Evaluation:
     tables: list[Table]
     pictures: list[Picture]
     notes: list[str]
+    stress: StressSection | None
 
 
 def write_report(folder: Path) -> Path:
@@ -174,6 +177,7 @@ def _evaluation(folder: Path, document: Mapping[str, Any]) -> Evaluation:
         tables=[table for table in tables if table.rows],
         pictures=[picture for picture in pictures if picture],
         notes=list(dict.fromkeys([*((document.get("dataset") or {}).get("notes") or ()), *conventions])),
+        stress=stress_section(folder, document.get("stress") or {}),
     )
 
 

@@ -15,7 +15,7 @@ from breastcli.records import Predictions, stamp_of
 from breastcli.system.reuse import refuse_stale
 from breastcli.system.runfolder import METRICS, PREDICTIONS, find_run, git_state, versions
 
-DECIDED_BEFORE = ("data", "threshold", "tta", "calibrate", "embedding")  # by each side's own evaluation
+DECIDED_BEFORE = ("data", "threshold", "tta", "calibrate", "embedding", "stress")  # by each side's own evaluation
 
 
 @dataclass(frozen=True)

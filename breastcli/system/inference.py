@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from breastcli.data.augment import dihedral
-from breastcli.data.loading import to_network
+from breastcli.data.loading import load_batches, make_batches, to_network
+from breastcli.data.store import PreparedData
 from breastcli.models import Classifier
+from breastcli.progress import Progress
 from breastcli.system.runtime import autocast
 
 NUM_VIEWS = {"none": 1, "d4": 8}
@@ -54,3 +58,56 @@ def predict_log_probs(
         parts.append(torch.stack(views).logsumexp(dim=0) - math.log(len(views)))
         on_batch(len(images))
     return torch.cat(parts).cpu().double()
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network, the images that it can be asked about, and how it is asked.
+
+    Attributes:
+        model: network on ``device``.
+        data: where the images are.
+        device: where to compute.
+        dtype: arithmetic of the network.
+        tta: test-time augmentation, as in ``predict_log_probs``.
+        batch_size: images per step.
+        workers: threads that gather images; None for one.
+        progress: told of every batch.
+    """
+
+    model: Classifier
+    data: PreparedData
+    device: torch.device
+    dtype: torch.dtype
+    tta: str
+    batch_size: int
+    workers: int | None
+    progress: Progress
+
+    def __call__(
+        self,
+        rows: np.ndarray,
+        task: str,
+        change: Callable[[Tensor], Tensor] = lambda images: images,
+        on_embedding: Callable[[Tensor], None] = lambda embedding: None,
+    ) -> np.ndarray:
+        """Return the class probabilities (n, K) float64 of images.
+
+        Args:
+            rows: (n,) row numbers.
+            task: what progress calls it.
+            change: applied to every batch (B, 3, H, W) uint8 before all else.
+            on_embedding: as in ``predict_log_probs``.
+        """
+        batches = make_batches(rows, self.batch_size)
+        self.progress.begin(task, len(rows), "images")
+        log_probs = predict_log_probs(
+            self.model,
+            (change(batch.images) for batch in load_batches(self.data, batches, self.device, self.workers)),
+            self.device,
+            self.dtype,
+            self.tta,
+            on_batch=lambda count: self.progress.advance(task, count),
+            on_embedding=on_embedding,
+        )
+        return log_probs.exp().numpy()

@@ -36,7 +36,9 @@ METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
 EXPLANATION, MAPS = "explain.json", "saliency.npz"
 EXPLAINED = (EXPLANATION, MAPS, "localisation.csv", "faithfulness.csv", "gallery.png", "comparison.png")
 EMBEDDING_PLOT = "embedding.png"
+STRESS_TABLE, STRESS_PLOT = "stress.csv", "stress.png"
 PLOTS = ("confusion.png", "roc.png", "precision_recall.png", "reliability.png", "patients.png", EMBEDDING_PLOT)
+EVALUATED = (METRICS, PREDICTIONS, *PLOTS, STRESS_TABLE, STRESS_PLOT)
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow", "safetensors")
 
 
@@ -109,7 +111,7 @@ def remove_results(folder: Path) -> None:
     """Remove what an earlier training, its evaluations and explanations wrote into a run folder; nothing else."""
     for explanation in folder.glob(f"explain/*/{EXPLANATION}"):
         remove_explanation(explanation.parent)
-    evaluations = [path / name for path in folder.glob("evaluate/*") for name in (METRICS, PREDICTIONS, *PLOTS)]
+    evaluations = [path / name for path in folder.glob("evaluate/*") for name in EVALUATED]
     for path in [*(folder / name for name in TRAINED), *evaluations]:
         path.unlink(missing_ok=True)
 
