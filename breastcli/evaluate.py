@@ -19,7 +19,7 @@ from breastcli.config import EvaluateConfig
 from breastcli.data.loading import load_batches, make_batches
 from breastcli.data.store import PreparedData
 from breastcli.errors import UsageError, UserError
-from breastcli.files import claim_folder, replacing, write_json
+from breastcli.files import claim_folder, write_json
 from breastcli.metrics.calibration import describe_calibration, fit_temperature, is_at_bound, temper
 from breastcli.metrics.classification import (
     PatientScores,
@@ -152,8 +152,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
 def _write_predictions(out: Path, predictions: Predictions, parts: list[_Evaluated]) -> dict[str, Any]:
     """Write ``predictions.csv``; return what tells later whether the predictions are still those of the runs."""
     (out / METRICS).unlink(missing_ok=True)  # its figures must not stand beside new predictions
-    with replacing(out / PREDICTIONS) as temporary:
-        predictions.to_csv(temporary)
+    predictions.to_csv(out / PREDICTIONS)
     weights = {str(part.run.folder): part.weights for part in parts}
     return describe_predictions(out / PREDICTIONS, weights, parts[0].key if len(parts) == 1 else None)
 

@@ -27,6 +27,7 @@ from breastcli.data.store import (
     STAINED,
     PreparedData,
     fingerprints,
+    open_array,
     remove_embeddings,
     remove_partial,
     write_manifest,
@@ -285,7 +286,7 @@ def _stain_reference(rows: list[PreparedRecord], array: Path, config: PrepareCon
         )
     training = [number for number, row in enumerate(rows) if row.split == "train"]
     chosen = np.random.default_rng(config.seed).permutation(training)[:REFERENCE_IMAGES]
-    decoded = np.load(array, mmap_mode="r", allow_pickle=False)
+    decoded = open_array(array)
     images = torch.tensor(decoded[np.sort(chosen)]).permute(0, 3, 1, 2)
     return fit_reference(images, config.stain, source=f"median of {len(chosen)} training images")
 

@@ -25,6 +25,7 @@ LAYERS = {
             "registry",
             "files",
             "progress",
+            "shapes",
             "launch",
             "__init__",
         ),
