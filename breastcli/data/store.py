@@ -43,6 +43,11 @@ CARD_SHAPE = {
     "split": {"level": str, "folds": (int, None), "leaky": (str, None)},
     "synthetic?": (dict, None),
 }
+SOURCE_SHAPE = {
+    **dict.fromkeys(("name", "split_fingerprint", "fingerprint"), str),
+    **dict.fromkeys(("stain", "fold"), (dict, int, None)),
+    "size_px": int,
+}
 RECORD_FIELDS = tuple(field.name for field in fields(ImageRecord))
 
 
@@ -159,6 +164,8 @@ class PreparedData:
         if not isinstance(card, dict) or card.get("format") != FORMAT:
             raise UserError(f"{folder / CARD} is of another version of breastcli", fix="run prepare again")
         check_shape(card, CARD_SHAPE, folder / CARD, "run prepare again")
+        if card.get("synthetic"):
+            check_shape(card["synthetic"], {"run": str, "source": SOURCE_SHAPE}, folder / CARD, "make the images again")
         rows = read_manifest(folder / MANIFEST)
         data = cls(folder, card, rows)
         _, split = fingerprints(rows, {})
@@ -249,6 +256,8 @@ def open_array(path: Path) -> np.ndarray:
         UserError: it is damaged: an archive, or of anything but plain numbers, too.
     """
     try:
+        if not path.is_file():
+            raise OSError("it is no regular file")  # a pipe would be waited for
         with path.open("rb") as file:
             np.lib.format.read_magic(file)  # without it load() would go on to open other kinds of files
         return np.load(path, mmap_mode="r", allow_pickle=False)
