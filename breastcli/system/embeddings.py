@@ -139,6 +139,9 @@ def _read(file: Path, num_rows: int) -> np.ndarray | None:
 
 
 def _write(file: Path, table: np.ndarray) -> None:
+    if file.parent.is_symlink():  # what it leads to may be somebody's
+        logger.warning("embeddings are not kept: %s is a link", file.parent)
+        return
     try:
         file.parent.mkdir(exist_ok=True)
         with replacing(file) as temporary, temporary.open("wb") as stream:
