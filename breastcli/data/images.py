@@ -77,7 +77,7 @@ def open_image(path: Path, min_side_px: int = 1) -> Iterator[Image.Image]:
     except RejectedImageError:
         raise
     except UnidentifiedImageError:
-        reason = "empty file" if size == 0 else "not an image (PNG, JPEG, TIFF or BMP)"
+        reason = "empty file" if size == 0 else "not an image"
         raise RejectedImageError(reason) from None
     except Image.DecompressionBombError:
         raise RejectedImageError(f"more than {MAX_PIXELS:,} pixels") from None
