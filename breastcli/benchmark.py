@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from breastcli.benchmarks import COMPARISONS, Setting
-from breastcli.benchmarks.convergence import Convergence, Protocol, start_protocol, train_network
+from breastcli.benchmarks.convergence import FOLDER, Convergence, Protocol, start_protocol, train_network
 from breastcli.benchmarks.models import CONVENTIONS, NetworkFigures, describe_network, parse_archs, time_network
 from breastcli.benchmarks.samples import raw_folder
 from breastcli.benchmarks.startup import time_help
 from breastcli.benchmarks.timing import Pair
 from breastcli.config import BenchmarkConfig
 from breastcli.errors import UsageError, UserError, first_line
-from breastcli.files import claim_folder, write_csv, write_json
+from breastcli.files import claim_folder, refuse_links, write_csv, write_json
 from breastcli.options import refuse_given
 from breastcli.parsing import parse_magnification
 from breastcli.progress import SILENT, Progress
@@ -80,6 +80,7 @@ def benchmark(config: BenchmarkConfig, progress: Progress = SILENT) -> Benchmark
     setting = _setting(config)
     hint = "use --resume, --overwrite or another --out" if trains else "use --overwrite or another --out"
     claim_folder(out, allowed=config.overwrite or (trains and config.resume), hint=hint)
+    refuse_links(out, FOLDER)
     (out / DOCUMENT).unlink(missing_ok=True)  # it would speak of runs that are trained anew
     archs = _archs(config)
     described = [describe_network(arch, setting) for arch in archs]  # first, because it finds misspelt names

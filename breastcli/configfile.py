@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from breastcli.config import JOBS, JobConfig, field_types
-from breastcli.errors import UsageError
+from breastcli.errors import UsageError, UserError
+from breastcli.files import read_text
 
 Config = TypeVar("Config", bound=JobConfig)
+MAX_SIGNS = 100_000  # of a configuration file; one with every option has 5,000
 
 
 def resolve(kind: type[Config], section: Mapping[str, Any], flags: Mapping[str, Any]) -> Config:
@@ -26,7 +28,7 @@ def resolve(kind: type[Config], section: Mapping[str, Any], flags: Mapping[str, 
         name = str(key).replace("-", "_")
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            raise UsageError(f"unknown key {key!r}", fix=f"did you mean {near[0]!r}?" if near else "see --help")
+            raise UsageError(f"unknown key {_shown(key)}", fix=f"did you mean {near[0]!r}?" if near else "see --help")
         values[name] = _from_yaml(kind, name, value)
     values |= {name: value for name, value in flags.items() if value is not None and value != ()}
     return kind(**values)
@@ -53,23 +55,42 @@ def read_section(path: Path, job: str, flag: str = "--config") -> dict[str, Any]
     Raises:
         UsageError: the file is missing, is not YAML, or has a section that belongs to no job.
     """
-    import yaml
-
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", fix=f"check {flag}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = f" in line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
-        raise UsageError(f"{path} is not valid YAML{line}", fix=f"check {flag}") from error
-    sections = document or {}
+    sections = _read_yaml(path, flag) or {}
     if not isinstance(sections, dict) or not all(isinstance(part, dict) for part in sections.values()):
         raise UsageError(f"{path} needs one section per job", fix=f"such as '{job}:' with its keys indented below")
     for name in sections:
         if name not in JOBS:
             near = get_close_matches(str(name), JOBS, n=1)
-            raise UsageError(f"{path}: unknown section {name!r}", fix=f"did you mean {(near or list(JOBS))[0]!r}?")
+            raise UsageError(
+                f"{path}: unknown section {_shown(name)}", fix=f"did you mean {(near or list(JOBS))[0]!r}?"
+            )
     return sections.get(job, {})
+
+
+def _read_yaml(path: Path, flag: str) -> Any:
+    """Return what a YAML file holds: plain values, written out.
+
+    Aliases are refused, since a few lines of them can stand for billions of values.
+    """
+    import yaml
+
+    fix = f"check {flag}"
+    try:
+        text = read_text(path)
+        if len(text) > MAX_SIGNS:
+            raise UserError(f"{path} has {len(text):,} signs, more than {MAX_SIGNS:,}")
+        if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
+            raise UserError(f"{path} holds an alias (*)", "write the value out")
+        return yaml.safe_load(text)
+    except UserError as error:
+        raise UsageError(error.problem, error.fix or fix) from error
+    except Exception as error:  # beside its own errors PyYAML raises those of the types that tags name
+        line = f" in line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        raise UsageError(f"{path} is not valid YAML{line}", fix) from error
+
+
+def _shown(key: Any) -> str:
+    return repr(str(key)[:40])
 
 
 def to_yaml(config: JobConfig) -> str:

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -17,12 +18,13 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from breastcli.errors import visible
 from breastcli.progress import SILENT, Progress
 from breastcli.records import DRAWN, TRAINED_WITH_SYNTHETIC, Interval
 
 PIPE_WIDTH = 120  # columns where stdout is not a terminal that could tell
-OUT = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+OUT = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+ERR = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 class _Speed(ProgressColumn):
@@ -44,7 +46,7 @@ class _RichProgress:
         for name, known in list(self.tasks.items()):
             if name == task or self.bars.tasks[self.bars.task_ids.index(known)].finished:
                 self.bars.remove_task(self.tasks.pop(name))
-        self.tasks[task] = self.bars.add_task(escape(task), total=total, unit=unit, figures="")
+        self.tasks[task] = self.bars.add_task(literal(task), total=total, unit=unit, figures="")
 
     def advance(self, task: str, amount: int = 1, **figures: float) -> None:
         fields = {"figures": ", ".join(f"{name} {value:.4f}" for name, value in figures.items())} if figures else {}
@@ -55,7 +57,7 @@ class _StderrLog(logging.Handler):
     """Log lines that do not tear the progress bars apart."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = escape(record.getMessage())
+        text = literal(record.getMessage())
         ERR.print(f"[yellow]warning:[/yellow] {text}" if record.levelno >= logging.WARNING else f"[dim]{text}[/dim]")
 
 
@@ -84,15 +86,25 @@ def watching(*, quiet: bool) -> Iterator[Progress]:
         logger.removeHandler(handler)
 
 
+def literal(text: object) -> str:
+    """Return text, such as a file's name, as the console prints it: neither markup nor control sequences act."""
+    return escape(visible(str(text)))
+
+
 def show_error(text: str) -> None:
     """Print one line about what went wrong."""
-    ERR.print(f"[red]error:[/red] {escape(text)}")
+    ERR.print(f"[red]error:[/red] {literal(text)}")
+
+
+def show_out(out: Path) -> None:
+    """Print where the result is, which comes last."""
+    OUT.print(visible(str(out)), markup=False)
 
 
 def show_json(result: Any) -> None:
     """Print the result as one JSON object, the output path last."""
     values = {**result.to_json(), "out": str(result.out)}
-    print(json.dumps(values, ensure_ascii=False, allow_nan=False))
+    print(json.dumps(values, allow_nan=False))  # in ASCII: no name in it can command a terminal
 
 
 def show_architectures(*, as_json: bool) -> None:
@@ -161,7 +173,7 @@ def show_datasets(*, as_json: bool) -> None:
 def stamp(leaky: str | None, drawn: bool, *, synthetic: bool = False) -> None:
     """Print the warnings that a result must carry, one line each."""
     if leaky:
-        OUT.print(f"[bold red]{leaky}[/bold red]")
+        OUT.print(f"[bold red]{literal(leaky)}[/bold red]")
     if drawn:
         OUT.print(f"[bold yellow]{DRAWN}[/bold yellow]")
     if synthetic:
@@ -170,9 +182,9 @@ def stamp(leaky: str | None, drawn: bool, *, synthetic: bool = False) -> None:
 
 def make_table(title: str, heads: list[str]) -> Table:
     """Return an empty table; its first column holds names, the others figures."""
-    table = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(title=literal(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for number, head in enumerate(heads):
-        table.add_column(escape(head), justify="left" if number == 0 else "right")
+        table.add_column(literal(head), justify="left" if number == 0 else "right")
     return table
 
 

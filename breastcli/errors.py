@@ -13,9 +13,9 @@ class UserError(Exception):
     exit_code = 1
 
     def __init__(self, problem: str, fix: str = "") -> None:
-        super().__init__(f"{problem}: {fix}" if fix else problem)
-        self.problem = problem
-        self.fix = fix
+        self.problem = visible(problem)
+        self.fix = visible(fix)
+        super().__init__(f"{self.problem}: {self.fix}" if fix else self.problem)
 
 
 class UsageError(UserError):
@@ -33,3 +33,16 @@ class LeakError(UserError):
 def first_line(error: Exception, limit: int | None = None) -> str:
     """Return the first line of what an error says, cut to ``limit`` characters; its type where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0][:limit]
+
+
+def visible(text: str) -> str:
+    """Return text on one line, with escapes for what a terminal would obey instead of show.
+
+    File names may hold line ends, control sequences, marks that reverse the direction of writing, and bytes that are no
+    UTF-8 (which Python keeps as surrogates).
+    """
+    return text if text.isprintable() else "".join(map(_visible_sign, text))
+
+
+def _visible_sign(sign: str) -> str:
+    return sign if sign.isprintable() else sign.encode("unicode_escape").decode()

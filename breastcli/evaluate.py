@@ -17,7 +17,7 @@ import torch
 from breastcli.config import EvaluateConfig
 from breastcli.data.store import PreparedData
 from breastcli.errors import UsageError, UserError
-from breastcli.files import claim_folder, replacing, write_json
+from breastcli.files import claim_folder, refuse_links, write_json
 from breastcli.metrics.calibration import describe_calibration, fit_temperature, is_at_bound, temper
 from breastcli.metrics.classification import (
     PatientScores,
@@ -132,6 +132,8 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
     runs = _find_runs(config)
     root = _root(runs)
     out = Path(config.out) if config.out else root / "evaluate" / config.split
+    if not config.out:
+        refuse_links(root, f"evaluate/{config.split}")
     claim_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out")
     parts = [_evaluate_run(run, config, progress) for run in runs]
     predictions = _pool(parts)
@@ -165,8 +167,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
 def _write_predictions(out: Path, predictions: Predictions, parts: list[_Evaluated]) -> dict[str, Any]:
     """Write ``predictions.csv``; return what tells later whether the predictions are still those of the runs."""
     (out / METRICS).unlink(missing_ok=True)  # its figures must not stand beside new predictions
-    with replacing(out / PREDICTIONS) as temporary:
-        predictions.to_csv(temporary)
+    predictions.to_csv(out / PREDICTIONS)
     weights = {str(part.run.folder): part.weights for part in parts}
     return describe_predictions(out / PREDICTIONS, weights, parts[0].key if len(parts) == 1 else None)
 
@@ -224,7 +225,7 @@ def _evaluate_run(run: Run, config: EvaluateConfig, progress: Progress) -> _Eval
     weights = hash_weights(run)
     key = prediction_key(weights, data, ids, tta=config.tta, calibrate=config.calibrate, dtype=dtype, device=device)
     only_scores = not config.embedding and not config.stress and not _needs_validation(config)
-    earlier = find_predictions(run, config.split, key) if only_scores else None
+    earlier = find_predictions(run, config.split, key, ids) if only_scores else None
     model, facts = (None, read_facts(run.best)) if earlier else load_checkpoint(run.best, device)
     if facts is None or tuple(facts["classes"]) != data.classes:
         raise UserError(f"{run.best} knows other classes than {data.folder}", fix="train again")

@@ -14,8 +14,8 @@ import numpy as np
 from breastcli.cams import CAMS, CamOptions
 from breastcli.config import ExplainConfig
 from breastcli.data.masks import MaskSet
-from breastcli.errors import UsageError, UserError
-from breastcli.files import claim_folder, replacing, write_csv, write_json
+from breastcli.errors import UsageError, UserError, visible
+from breastcli.files import claim_folder, refuse_links, replacing, write_csv, write_json
 from breastcli.metrics import localisation as local
 from breastcli.models.splitting import split_at
 from breastcli.progress import SILENT, Progress
@@ -31,14 +31,14 @@ from breastcli.system.explaining import (
     measure_localisation,
     refinement_of,
 )
-from breastcli.system.runfolder import EXPLAINED, EXPLANATION, MAPS, Run, find_run, remove_explanation
+from breastcli.system.runfolder import EXPLAINED, EXPLANATION, MAPS, PANELS, Run, find_run, remove_explanation
 from breastcli.system.runtime import resolve_device, resolve_precision
 from breastcli.system.subjects import Subjects, from_files, from_split, parse_num, unique_names
 from breastcli.system.transfer import saw_synthetic
 
 logger = logging.getLogger(__name__)
 
-PANELS = "panels"
+MAX_NAME = 150  # bytes of a panel's name, which numbering lengthens
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,8 @@ def explain(config: ExplainConfig, progress: Progress = SILENT) -> ExplainResult
     _check_options(config, methods, rule)
     run = find_run(config.run)
     out = Path(config.out) if config.out else run.folder / "explain" / config.method.replace(",", "-")
+    if not config.out:
+        refuse_links(run.folder, str(out.relative_to(run.folder)))
     _claim(out, config)
     device = resolve_device(config.device)
     model, facts = load_checkpoint(run.best, device)
@@ -176,6 +178,7 @@ def _check_options(config: ExplainConfig, methods: tuple[str, ...], rule: local.
 def _claim(out: Path, config: ExplainConfig) -> None:
     """Take the output folder; what an earlier explanation left stays until this one has something to put there."""
     claim_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out")
+    refuse_links(out, PANELS)
     foreign = [name for name in EXPLAINED if (out / name).exists()]
     if foreign and not (out / EXPLANATION).is_file():
         raise UserError(f"{out / foreign[0]} was not written by breastcli explain", fix="choose another --out")
@@ -311,7 +314,7 @@ def _selection(work: _Work, name: str) -> np.ndarray:
 
 
 def _caption(one: dict[str, Any]) -> str:
-    parts = [one["image_id"], f"{one['target']} {one['probability']:.3f}"]
+    parts = [visible(one["image_id"]), f"{one['target']} {one['probability']:.3f}"]
     if one["predicted"] != one["target"]:
         parts.append(f"predicted {one['predicted']}")
     parts += [f"true {one['label']}"] if one["label"] else []
@@ -321,5 +324,6 @@ def _caption(one: dict[str, Any]) -> str:
 
 
 def _file_name(image_id: str) -> str:
-    """Return an image's name as a file name: anything unusual becomes a line."""
-    return "".join(sign if sign.isalnum() or sign in "-_.~" else "_" for sign in image_id)
+    """Return an image's name as a file name: anything unusual becomes a line, and a long one is cut."""
+    plain = "".join(sign if sign.isalnum() or sign in "-_.~" else "_" for sign in image_id)
+    return plain.encode()[:MAX_NAME].decode(errors="ignore")

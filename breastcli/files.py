@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
+import math
+import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from breastcli.errors import UserError
+from breastcli.errors import UserError, first_line
+
+MAX_BYTES = 2**29  # of a text file that is read, far more than any that breastcli writes
+MAX_DEPTH = 64  # of JSON; our own has about eight levels
+MAX_WHOLE = 2**64  # what seeds stay below
+MAX_STEM = 200  # bytes of a temporary name, because file systems allow 255
+# What a spreadsheet takes for a formula, at the start of a cell and behind any apostrophes.
+FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 
 
 @contextlib.contextmanager
@@ -17,7 +28,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that takes its place when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last because libraries choose a format by it.
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    stem = path.stem.encode(errors="surrogateescape")[:MAX_STEM].decode(errors="ignore")
+    temporary = path.with_name(f".{stem}.partial{path.suffix}")
+    temporary.unlink(missing_ok=True)  # a link of this name would lead the writing to somebody's file
     try:
         yield temporary
         temporary.replace(path)
@@ -40,37 +53,136 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: the file is missing or is not JSON.
+        UserError: the file is missing or is not JSON as ``parse_json`` takes it.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_text(path))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({first_line(error, 160)})", fix="make it again") from error
+
+
+def parse_json(text: str) -> Any:
+    """Return what JSON text holds.
+
+    Raises:
+        ValueError: it is not JSON, or holds NaN, numbers that nothing here can work with, or too many levels.
+    """
+    try:
+        document = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_whole)
+    except RecursionError:
+        raise ValueError("too many levels") from None
+    level = [document]
+    for _ in range(MAX_DEPTH):
+        level = [inner for one in level if isinstance(one, (dict, list)) for inner in _items(one)]
+    if level:
+        raise ValueError("too many levels")
+    return document
+
+
+def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(f"{text[:20]} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    return value if math.isfinite(value := float(text)) else _refuse(text)
+
+
+def _whole(text: str) -> int:
+    return value if len(text) < 25 and abs(value := int(text)) < MAX_WHOLE else _refuse(text)
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text file.
+
+    Raises:
+        UserError: it cannot be read, is no regular file (a pipe would be waited for) or too large.
+        ValueError: it is not UTF-8.
+    """
+    try:
+        known = path.stat()
+        if not stat.S_ISREG(known.st_mode):
+            raise UserError(f"cannot read {path}: it is no regular file")
+        if known.st_size > MAX_BYTES:
+            raise UserError(f"cannot read {path}: it has {known.st_size:,} bytes, more than {MAX_BYTES:,}")
+        return path.read_bytes().decode("utf-8")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error})", fix="make it again") from error
+
+
+def is_utf8(name: object) -> bool:
+    """Return whether a name can be written to a text file; Python keeps bytes that are no UTF-8 as surrogates."""
+    try:
+        str(name).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file in one step."""
+    """Write a CSV file in one step; see ``csv_line`` for texts that look like formulas."""
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+        file.write(csv_line(header))
+        file.writelines(map(csv_line, rows))
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Read a CSV file with a header line.
+def csv_line(cells: Sequence[Any]) -> str:
+    """Return a line of CSV with its end.
+
+    A spreadsheet would run a text that begins like a formula, such as a file's name: it gets an apostrophe in front,
+    which ``read_csv`` takes away. Numbers stay as they are.
+    """
+    buffer = io.StringIO()
+    csv.writer(buffer).writerow([_guarded(cell) if isinstance(cell, str) else cell for cell in cells])
+    return buffer.getvalue()
+
+
+def read_csv(path: Path, *, cut: bool = False) -> list[dict[str, str]]:
+    """Read a CSV file with a header line, as ``write_csv`` writes it.
+
+    Args:
+        path: the file.
+        cut: whether a kill may have cut the last line short, which is then left out.
 
     Raises:
-        UserError: the file is missing or is not text.
+        UserError: the file is missing or damaged.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a CSV file ({error})", fix="make it again") from error
+        text = read_text(path)
+        if "\0" in text:
+            raise ValueError("it holds NUL")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path} is not a CSV file ({first_line(error, 160)})", fix="make it again") from error
+    if cut and rows and (not text.endswith("\n") or _is_uneven(rows[-1])):
+        rows.pop()
+    for number, row in enumerate(rows, start=2):
+        if _is_uneven(row):
+            raise UserError(f"{path} line {number} is damaged (not as many cells as its header)", fix="make it again")
+    return [{name: _unguarded(cell) for name, cell in row.items()} for row in rows]
+
+
+def _is_uneven(row: dict[Any, Any]) -> bool:
+    return None in row or None in row.values()
+
+
+def _guarded(text: str) -> str:
+    return f"'{text}" if FORMULA.match(text) and not _is_number(text) else text
+
+
+def _unguarded(text: str) -> str:
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return not text[0].isspace()  # float() passes over white space
 
 
 def claim_folder(folder: Path, *, allowed: bool, hint: str) -> None:
@@ -93,3 +205,35 @@ def claim_folder(folder: Path, *, allowed: bool, hint: str) -> None:
         raise UserError(f"cannot write {folder}: {error.strerror}", fix="choose another --out") from error
     if occupied and not allowed:
         raise UserError(f"{folder} is not empty", fix=hint)
+
+
+def refuse_links(folder: Path, *names: str) -> None:
+    """Refuse an output folder in which a name of ours is a link: what is written or removed there lies elsewhere.
+
+    The folder itself may be a link, which is the user's choice.
+
+    Args:
+        folder: the folder to write into.
+        names: paths below it.
+
+    Raises:
+        UserError: one of them, or of the folders that lead there, is a link.
+    """
+    for name in names:
+        for part in (Path(name), *Path(name).parents):
+            if part.name and (folder / part).is_symlink():
+                raise UserError(f"{folder / part} is a link", fix="remove it, or choose another --out")
+
+
+def stays_below(name: str) -> bool:
+    """Return whether a path that a document names stays below the folder that it is relative to, links aside."""
+    path = Path(name)
+    return not (path.drive or path.root or ".." in path.parts)
+
+
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Remove files of ours below a folder, as far as they are there; never one that lies elsewhere, be it by a link."""
+    root = folder.resolve()
+    for path in (folder / name for name in names):
+        if path.parent.resolve().is_relative_to(root):
+            path.unlink(missing_ok=True)

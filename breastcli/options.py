@@ -9,6 +9,10 @@ from difflib import get_close_matches
 from typing import Any
 
 from breastcli.errors import UsageError
+from breastcli.files import is_utf8
+
+MAX_WHOLE = 2**63
+MAX_SHOWN = 80  # signs of a value in a message
 
 
 def option(
@@ -54,15 +58,21 @@ def check(field: dataclasses.Field[Any], value: Any) -> None:
     kind = str(field.type).split("[")[0].split(" ")[0]
     wrong = not isinstance(value, accepted[kind]) or (isinstance(value, bool) and kind != "bool")
     if wrong:
-        raise UsageError(f"{flag_of(field.name)} {value!r}: expected {kind}", fix="check the value's type")
+        shown = f" {value[:MAX_SHOWN]!r}" if isinstance(value, str) else ""  # others may be of any size
+        raise UsageError(f"{flag_of(field.name)}{shown}: expected {kind}, not {type(value).__name__}", fix="check it")
+    for text in value if kind == "tuple" else (value,):
+        _check_text(flag_of(field.name), text, in_list=kind == "tuple")
     rules = field.metadata
     name = field.name.upper() if rules["positional"] else flag_of(field.name)
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{name} {value}: not a finite number", fix="give one")
+    if isinstance(value, int) and abs(value) >= MAX_WHOLE:
+        raise UsageError(f"{name}: out of range", fix=f"stay below {MAX_WHOLE:,}")
     if rules["choices"] and value not in rules["choices"]:
-        near = get_close_matches(str(value), rules["choices"], n=1)
+        shown = str(value)[:MAX_SHOWN]
+        near = get_close_matches(shown, rules["choices"], n=1)
         fix = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(rules['choices'])}"
-        raise UsageError(f"{name} {value}: not accepted", fix=fix)
+        raise UsageError(f"{name} {shown}: not accepted", fix=fix)
     if rules["at_least"] is not None and not value >= rules["at_least"]:
         raise UsageError(f"{flag_of(field.name)} {value}: too small", fix=f"use {rules['at_least']} or more")
     if rules["below"] is not None and not value < rules["below"]:
@@ -78,3 +88,11 @@ def refuse_given(config: Any, names: Container[str], why: str, fix: str) -> None
     for field in dataclasses.fields(config):
         if field.name in names and getattr(config, field.name) != field.default:
             raise UsageError(f"{flag_of(field.name)}: {why}", fix=fix)
+
+
+def _check_text(flag: str, text: Any, *, in_list: bool) -> None:
+    """Refuse texts that can name no file and be written to no file, and list items that are no text."""
+    if in_list and not isinstance(text, str):
+        raise UsageError(f"{flag}: holds {type(text).__name__}, not text", fix="check the value's type")
+    if isinstance(text, str) and ("\0" in text or not is_utf8(text)):
+        raise UsageError(f"{flag} {text[:MAX_SHOWN]}: not UTF-8 text", fix="rename the file, or correct the value")

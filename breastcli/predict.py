@@ -14,7 +14,6 @@ from breastcli.config import PredictConfig
 from breastcli.data.datasets import DATASETS, Rejection
 from breastcli.data.reading import FileReader, find_files
 from breastcli.errors import UsageError, UserError
-from breastcli.files import replacing
 from breastcli.metrics.classification import choose_threshold
 from breastcli.progress import SILENT, Progress
 from breastcli.records import Predictions, strings
@@ -83,8 +82,7 @@ def predict(config: PredictConfig, progress: Progress = SILENT) -> PredictResult
     probs = log_probs.exp().numpy()
     predicted = probs.argmax(axis=1) if threshold is None else (probs[:, 1] >= threshold).astype(np.int64)
     predictions = _describe(reader.kept, classes, probs, predicted, threshold, facts["dataset"]["name"])
-    with replacing(out) as temporary:
-        predictions.to_csv(temporary)
+    predictions.to_csv(out)
     known = all(predictions.column("patient"))
     patients = predictions.by_patient("mean") if known else None
     return PredictResult(out, predictions, patients, reader.rejected, time.monotonic() - started)

@@ -22,6 +22,7 @@ from breastcli.data.images import RejectedImageError, read_rgb
 from breastcli.data.imported_split import ImportedSplit, read_split
 from breastcli.data.store import (
     CARD,
+    EMBEDDINGS,
     FORMAT,
     IMAGES,
     MANIFEST,
@@ -29,12 +30,13 @@ from breastcli.data.store import (
     STAINED,
     PreparedData,
     fingerprints,
+    open_array,
     remove_embeddings,
     remove_partial,
     write_manifest,
 )
 from breastcli.errors import LeakError, UsageError, UserError
-from breastcli.files import claim_folder, read_csv, read_json, write_json
+from breastcli.files import claim_folder, read_csv, read_json, refuse_links, write_json
 from breastcli.options import flag_of
 from breastcli.parsing import parse_magnification, parse_ratio
 from breastcli.progress import SILENT, Progress
@@ -159,6 +161,7 @@ def _claim(out: Path, config: PrepareConfig) -> None:
     ours = not config.audit or (out / PARTIAL).is_dir() or _holds_audit(out)
     hint = "use --resume, --overwrite or another --out" if ours else "use --overwrite or another --out"
     claim_folder(out, allowed=config.overwrite or (config.resume and ours), hint=hint)
+    refuse_links(out, PARTIAL, EMBEDDINGS)
 
 
 def _holds_audit(folder: Path) -> bool:
@@ -206,10 +209,21 @@ def _already_finished(out: Path, options: dict[str, Any], *, strict: bool) -> Pr
         changed = next(name for name, value in options.items() if finished.get(name) != value)
         raise UserError(f"{out} was prepared with another {flag_of(changed)}", fix="use --overwrite or another --out")
     logger.warning("%s is already finished", out)
-    rejected = [Rejection(row["path"], row["reason"]) for row in read_csv(out / REJECTED)]
+    rejected, audit = _read_findings(out)
     if strict:
         refuse_rejected(rejected, out / REJECTED)
-    return PrepareResult(out, data.card, Audit.from_json(read_json(out / AUDIT)), rejected, 0.0)
+    return PrepareResult(out, data.card, audit, rejected, 0.0)
+
+
+def _read_findings(out: Path) -> tuple[list[Rejection], Audit]:
+    """Return the files left out of a finished folder, and its audit."""
+    try:
+        rejected = [Rejection(row["path"], row["reason"]) for row in read_csv(out / REJECTED)]
+        audit = Audit.from_json(read_json(out / AUDIT))
+        audit.warnings()  # reads all that is shown of it
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{out / AUDIT} or {REJECTED} is damaged ({error!r})", fix="use --overwrite") from error
+    return rejected, audit
 
 
 def _leak(findings: Audit, folder: Path, imported: ImportedSplit | None) -> LeakError | None:
@@ -276,7 +290,7 @@ def _stain_reference(rows: list[PreparedRecord], array: Path, config: PrepareCon
         )
     training = [number for number, row in enumerate(rows) if row.split == "train"]
     chosen = np.random.default_rng(config.seed).permutation(training)[:REFERENCE_IMAGES]
-    decoded = np.load(array, mmap_mode="r", allow_pickle=False)
+    decoded = open_array(array)
     images = torch.tensor(decoded[np.sort(chosen)]).permute(0, 3, 1, 2)
     return fit_reference(images, config.stain, source=f"median of {len(chosen)} training images")
 

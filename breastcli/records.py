@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from breastcli.errors import UserError
+from breastcli.files import read_csv, write_csv
 
 PROBABILITY_PREFIX = "prob_"
 DRAWN = "drawn by a program, not real tissue"
@@ -175,17 +175,17 @@ class Predictions:
         )
 
     def to_csv(self, path: Path) -> None:
-        """Write one row per image; probabilities keep all their digits."""
-        names = ["image_id", *self.columns]
-        labelled = [] if self.labels is None else ["label"]
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow([*names, *labelled, "predicted", *(PROBABILITY_PREFIX + name for name in self.classes)])
-            for row in range(len(self)):
-                known = [self.image_ids[row], *(values[row] for values in self.columns.values())]
-                if self.labels is not None:
-                    known.append(self.classes[self.labels[row]])
-                writer.writerow([*known, self.classes[self.predicted[row]], *map(repr, self.probs[row].tolist())])
+        """Write one row per image in one step; probabilities keep all their digits."""
+        names = ["image_id", *self.columns, *([] if self.labels is None else ["label"]), "predicted"]
+        write_csv(
+            path, [*names, *(PROBABILITY_PREFIX + name for name in self.classes)], map(self._cells, range(len(self)))
+        )
+
+    def _cells(self, row: int) -> list[Any]:
+        known = [self.image_ids[row], *(values[row] for values in self.columns.values())]
+        if self.labels is not None:
+            known.append(self.classes[self.labels[row]])
+        return [*known, self.classes[self.predicted[row]], *map(repr, self.probs[row].tolist())]
 
     @classmethod
     def from_csv(cls, path: Path) -> Predictions:
@@ -194,13 +194,10 @@ class Predictions:
         Raises:
             UserError: the file is missing or is not a predictions file.
         """
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        fix = "pass a predictions.csv that breastcli wrote"
+        rows = read_csv(path)
         if not rows or "predicted" not in rows[0] or "image_id" not in rows[0]:
-            raise UserError(f"{path} is not a predictions file", fix="pass a predictions.csv that breastcli wrote")
+            raise UserError(f"{path} is not a predictions file", fix)
         classes = tuple(
             name.removeprefix(PROBABILITY_PREFIX) for name in rows[0] if name.startswith(PROBABILITY_PREFIX)
         )
@@ -208,8 +205,11 @@ class Predictions:
             probs = np.array([[float(row[PROBABILITY_PREFIX + name]) for name in classes] for row in rows])
             predicted = np.array([classes.index(row["predicted"]) for row in rows])
             labels = np.array([classes.index(row["label"]) for row in rows]) if "label" in rows[0] else None
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path}: {error}", fix="pass a predictions.csv that breastcli wrote") from error
+            thresholds = np.array([float(row.get("threshold", 0)) for row in rows])
+        except ValueError as error:
+            raise UserError(f"{path}: {error}", fix) from error
+        if not (((probs >= 0) & (probs <= 1)).all() and np.isfinite(thresholds).all()):
+            raise UserError(f"{path}: a probability or threshold is out of range", fix)
         fixed = {"image_id", "label", "predicted", *(PROBABILITY_PREFIX + name for name in classes)}
         columns = {name: strings(row[name] for row in rows) for name in rows[0] if name not in fixed}
         return cls(strings(row["image_id"] for row in rows), classes, probs, predicted, labels, columns)

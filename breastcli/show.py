@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from breastcli import console
 from breastcli.config import MAGNIFICATIONS, SPLITS
-from breastcli.console import escape, interval, make_table, plain_figure, read_interval
+from breastcli.console import interval, literal, make_table, plain_figure, read_interval
 from breastcli.records import Interval, Scores
 from breastcli.show_benchmark import show_benchmark
 
@@ -45,12 +45,12 @@ def show_prepare(result: PrepareResult) -> None:
     console.OUT.print(table)
     _show_audit(result.audit)
     for note in card["notes"]:
-        console.OUT.print(f"- {escape(note)}")
+        console.OUT.print(f"- {literal(note)}")
     if card["num_rejected"]:
-        console.OUT.print(f"- files left out: {card['num_rejected']}, listed in {result.out / 'rejected.csv'}")
+        console.OUT.print(f"- files left out: {card['num_rejected']}, listed in {literal(result.out / 'rejected.csv')}")
     if card["num_stain_fallbacks"]:
         console.OUT.print(f"- {card['num_stain_fallbacks']} images kept their own stain: too little tissue")
-    console.OUT.print(str(result.out))
+    console.show_out(result.out)
 
 
 def _show_audit(audit: Audit) -> None:
@@ -88,7 +88,7 @@ def _show_audit(audit: Audit) -> None:
     for name in dict.fromkeys(row["class"] for row in audit.counts):
         figures = [f"{key} {images[name, key]:,}" for key in MAGNIFICATIONS if images[name, key]]
         if figures:
-            table.add_row(escape(name), ", ".join(figures))
+            table.add_row(literal(name), ", ".join(figures))
     console.OUT.print(table)
 
 
@@ -101,11 +101,11 @@ def _shares(rows: list[dict[str, Any]]) -> str:
     """Return "27 % of 120 images (benign 50 % of 24, malignant 21 % of 96)"."""
     shared, images = sum(row["shared"] for row in rows), sum(row["images"] for row in rows)
     classes = ", ".join(f"{row['class']} {row['shared'] / row['images']:.0%} of {row['images']:,}" for row in rows)
-    return escape(f"{shared / images:.0%} of {images:,} images ({classes})")
+    return literal(f"{shared / images:.0%} of {images:,} images ({classes})")
 
 
 def _first(names: list[str]) -> str:
-    return escape(", ".join(names[:10]) + (", …" if len(names) > 10 else ""))
+    return literal(", ".join(names[:10]) + (", …" if len(names) > 10 else ""))
 
 
 def show_synthesize(result: SynthesizeResult) -> None:
@@ -119,12 +119,12 @@ def show_synthesize(result: SynthesizeResult) -> None:
                 table.add_row(name, f"{value:.4g}")
         console.OUT.print(table)
     for label, count in result.generated.items():
-        console.OUT.print(f"- {count:,} images of {label}")
+        console.OUT.print(f"- {count:,} images of {literal(label)}")
     if result.assessment:
         _show_assessment(result.assessment)
     if result.collapse:
-        console.OUT.print(f"[bold red]collapsed {escape(result.collapse)}[/bold red]")
-    console.OUT.print(str(result.out))
+        console.OUT.print(f"[bold red]collapsed {literal(result.collapse)}[/bold red]")
+    console.show_out(result.out)
 
 
 def _show_assessment(document: dict[str, Any]) -> None:
@@ -133,7 +133,8 @@ def _show_assessment(document: dict[str, Any]) -> None:
     title = f"{document['draws']} draws of {n:,} images, features of {features['name']} (mean ± standard deviation)"
     table = make_table(title, ["", "FID", "KID"])
     for row in document["comparisons"]:
-        name = row["name"] if row["kind"] == "generated" else f"[dim]{row['name']} (real)[/dim]"
+        name = literal(row["name"])
+        name = name if row["kind"] == "generated" else f"[dim]{name} (real)[/dim]"
         table.add_row(name, _spread(row["fid"], 2), _spread(row["kid"], 4))
     console.OUT.print(table)
     table = make_table("overlap (mean ± standard deviation)", ["", "precision", "recall", "density", "coverage"])
@@ -146,7 +147,7 @@ def _show_assessment(document: dict[str, Any]) -> None:
     for row in document["classes"]:
         figures = [plain_figure(row[key]) for key in ("diversity", "real_diversity")]
         agreement = interval(read_interval(row["agreement"])) if row["agreement"] else "–"
-        table.add_row(escape(row["class"]), f"{row['n']:,}", *figures, _spread(row["kid"], 4), agreement)
+        table.add_row(literal(row["class"]), f"{row['n']:,}", *figures, _spread(row["kid"], 4), agreement)
     console.OUT.print(table)
     near = document["neighbours"]
     text = (
@@ -155,7 +156,7 @@ def _show_assessment(document: dict[str, Any]) -> None:
     )
     console.OUT.print(f"[bold red]possible copies: {text}[/bold red]" if near["copies"] else f"- {text}")
     for note in document["notes"]:
-        console.OUT.print(f"[dim]- {escape(note)}[/dim]")
+        console.OUT.print(f"[dim]- {literal(note)}[/dim]")
 
 
 def _spread(figure: dict[str, float | None], digits: int) -> str:
@@ -175,7 +176,7 @@ def show_train(result: TrainResult) -> None:
     for name, value in result.best.items():
         table.add_row(name, f"{value:.0f}" if name == "epoch" else f"{value:.4g}")
     console.OUT.print(table)
-    console.OUT.print(str(result.out))
+    console.show_out(result.out)
 
 
 def show_evaluate(result: EvaluateResult | ComparisonResult) -> None:
@@ -210,9 +211,9 @@ def show_evaluate(result: EvaluateResult | ComparisonResult) -> None:
     for spread in _spread_lines(result.document):
         console.OUT.print(spread)
     for note in image.notes:
-        console.OUT.print(f"[dim]- {escape(note)}[/dim]")
-    console.OUT.print(f"report: {result.report}")
-    console.OUT.print(str(result.out))
+        console.OUT.print(f"[dim]- {literal(note)}[/dim]")
+    console.OUT.print(f"report: {literal(result.report)}")
+    console.show_out(result.out)
 
 
 def _show_calibration(document: dict[str, Any]) -> None:
@@ -237,7 +238,7 @@ def _show_stress(document: dict[str, Any]) -> None:
         table.add_row(one["title"], one["label"], *(interval(read_interval(figure)) for figure in figures))
     console.OUT.print(table)
     for note in document["notes"]:
-        console.OUT.print(f"[dim]- {escape(note)}[/dim]")
+        console.OUT.print(f"[dim]- {literal(note)}[/dim]")
 
 
 def _show_comparison(result: ComparisonResult) -> None:
@@ -246,9 +247,9 @@ def _show_comparison(result: ComparisonResult) -> None:
 
     document, found = result.document, result.comparison
     if document["stamp"]:
-        console.OUT.print(f"[bold red]{escape(document['stamp'])}[/bold red]")
+        console.OUT.print(f"[bold red]{literal(document['stamp'])}[/bold red]")
     for side in "ab":
-        console.OUT.print(f"{side.upper()}: {escape(document[side]['folder'])}")
+        console.OUT.print(f"{side.upper()}: {literal(document[side]['folder'])}")
     words = {True: "yes", False: "no", None: "–"}
     for key, level in found.levels.items():
         counts = f"n = {level.n[0]:,}" if level.n[0] == level.n[1] else f"n = {level.n[0]:,} (A), {level.n[1]:,} (B)"
@@ -259,8 +260,8 @@ def _show_comparison(result: ComparisonResult) -> None:
                 table.add_row(TITLES[name], *sides, interval(one.difference), words[one.leaves_out_zero])
         console.OUT.print(table)
     for note in (*found.notes, *document["apart"]):
-        console.OUT.print(f"[dim]- {escape(note)}[/dim]")
-    console.OUT.print(str(result.out))
+        console.OUT.print(f"[dim]- {literal(note)}[/dim]")
+    console.show_out(result.out)
 
 
 def show_explain(result: ExplainResult) -> None:
@@ -269,7 +270,7 @@ def show_explain(result: ExplainResult) -> None:
     dataset = document["dataset"]
     console.stamp(dataset["leaky"], dataset["drawn"], synthetic=dataset["synthetic"])
     titles = {name: one["title"] for name, one in document["methods"].items()}
-    console.OUT.print(f"{document['n']:,} images, class explained: {document['target']}")
+    console.OUT.print(f"{document['n']:,} images, class explained: {literal(document['target'])}")
     localisation = document["localisation"]
     if localisation:
         heads = ["", "IoU", "Dice", "precision", "recall", "average precision", "pointing game"]
@@ -305,8 +306,8 @@ def show_explain(result: ExplainResult) -> None:
             console.OUT.print(f"- {titles[name]} when the network is made random: rank correlation {shown}, {verdict}")
     if document["rejected"]:
         console.OUT.print(f"- files that could not be read: {document['rejected']}")
-    console.OUT.print(f"report: {result.report}")
-    console.OUT.print(str(result.out))
+    console.OUT.print(f"report: {literal(result.report)}")
+    console.show_out(result.out)
 
 
 def _difference_lines(differences: dict[str, Any], titles: dict[str, str]) -> Iterator[str]:
@@ -338,13 +339,13 @@ def show_predict(result: PredictResult) -> None:
         for name, chosen, probs in islice(
             zip(values.image_ids, values.predicted, values.probs, strict=True), MAX_LISTED
         ):
-            table.add_row(escape(str(name)), values.classes[chosen], *(f"{value:.3f}" for value in probs))
+            table.add_row(literal(name), literal(values.classes[chosen]), *(f"{value:.3f}" for value in probs))
         if len(values) > MAX_LISTED:
             table.add_row(f"… {len(values) - MAX_LISTED:,} more", "", *("" for _ in values.classes))
         console.OUT.print(table)
     if result.rejected:
         console.OUT.print(f"- files that could not be read: {len(result.rejected)}")
-    console.OUT.print(str(result.out))
+    console.show_out(result.out)
 
 
 def _show_subsets(title: str, subsets: dict[str, Scores], metrics: tuple[str, ...]) -> None:
@@ -352,7 +353,7 @@ def _show_subsets(title: str, subsets: dict[str, Scores], metrics: tuple[str, ..
 
     table = make_table(f"by {title}", ["", "n", *(METRICS[name].title for name in metrics)])
     for name, scores in subsets.items():
-        table.add_row(escape(name), f"{scores.n:,}", *(interval(scores.overall[metric]) for metric in metrics))
+        table.add_row(literal(name), f"{scores.n:,}", *(interval(scores.overall[metric]) for metric in metrics))
     console.OUT.print(table)
 
 

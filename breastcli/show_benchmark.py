@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from breastcli import console
-from breastcli.console import escape, interval, make_table, plain_figure, read_interval
+from breastcli.console import interval, literal, make_table, plain_figure, read_interval
 
 if TYPE_CHECKING:
     from breastcli.benchmark import BenchmarkResult
@@ -26,9 +26,9 @@ def show_benchmark(result: BenchmarkResult) -> None:
         for one in document["pairs"]:
             ratio = f"{_figure(one['ratio'])} [dim]({_figure(one['ratio_low'])}–{_figure(one['ratio_high'])})[/dim]"
             table.add_row(
-                escape(one["title"]) + (f"\n[dim]{escape(one['remark'])}[/dim]" if one["remark"] else ""),
+                literal(one["title"]) + (f"\n[dim]{literal(one['remark'])}[/dim]" if one["remark"] else ""),
                 _figure(one["ours"]),
-                escape(one["missing"]) or _figure(one["theirs"]),
+                literal(one["missing"]) or _figure(one["theirs"]),
                 one["unit"],
                 "–" if one["ratio"] is None else ratio,
             )
@@ -36,8 +36,8 @@ def show_benchmark(result: BenchmarkResult) -> None:
     if document["help"]:
         console.OUT.print(f"- breastcli --help, whole process: {document['help']['median_s']:.2f} s")
     for name, problem in document["problems"].items():
-        console.OUT.print(f"[bold red]{name} could not be measured: {escape(problem)}[/bold red]")
-    console.OUT.print(str(result.out))
+        console.OUT.print(f"[bold red]{name} could not be measured: {literal(problem)}[/bold red]")
+    console.show_out(result.out)
 
 
 def _show_networks(document: dict[str, Any]) -> None:
@@ -49,22 +49,22 @@ def _show_networks(document: dict[str, Any]) -> None:
         names = ("gflops", "checkpoint_mb", "training_images_per_s", "inference_images_per_s")
         latency = f"{_figure(one['latency_p50_ms'])}, {_figure(one['latency_p95_ms'])}"
         memory = _figure(one["training_memory_mb"])
-        table.add_row(escape(one["arch"]), *whole, *(_figure(one[name]) for name in names), latency, memory)
+        table.add_row(literal(one["arch"]), *whole, *(_figure(one[name]) for name in names), latency, memory)
     console.OUT.print(table)
     for one in document["networks"]:
         if one["remark"]:
-            console.OUT.print(f"[dim]- {escape(one['arch'])}: {escape(one['remark'])}[/dim]")
+            console.OUT.print(f"[dim]- {literal(one['arch'])}: {literal(one['remark'])}[/dim]")
         if one["problem"]:
-            console.OUT.print(f"[bold red]- {escape(one['arch'])}: {escape(one['problem'])}[/bold red]")
+            console.OUT.print(f"[bold red]- {literal(one['arch'])}: {literal(one['problem'])}[/bold red]")
     for convention in document["conventions"]:
-        console.OUT.print(f"[dim]- {escape(convention)}[/dim]")
+        console.OUT.print(f"[dim]- {literal(convention)}[/dim]")
 
 
 def _show_convergence(document: dict[str, Any]) -> None:
     """Print the time to converge and the test scores of each network, the papers' figures beside ours."""
     rows, protocol = document["convergence"], document["protocol"]
     if protocol["stamp"]:
-        console.OUT.print(f"[bold red]{escape(protocol['stamp'])}[/bold red]")
+        console.OUT.print(f"[bold red]{literal(protocol['stamp'])}[/bold red]")
     counts = ", ".join(f"{name} {count:,}" for name, count in protocol["num_images"].items())
     title = f"convergence: {protocol['title']}, magnification {protocol['magnification']}, images: {counts}"
     heads = ["", "parameters", "converged s", "paper", "at epoch", "all s", "epochs", "best", "images/s", "paper"]
@@ -74,24 +74,24 @@ def _show_convergence(document: dict[str, Any]) -> None:
         parameters, epoch, *epochs = ("–" if one[key] is None else f"{one[key]:,}" for key in keys)
         seconds = [_figure(one["convergence_s"]), _figure(paper["convergence_s"]), epoch]
         speeds = [_figure(one["images_per_s"]), _figure(paper["images_per_s"])]
-        table.add_row(escape(one["arch"]), parameters, *seconds, _figure(one["total_s"]), *epochs, *speeds)
+        table.add_row(literal(one["arch"]), parameters, *seconds, _figure(one["total_s"]), *epochs, *speeds)
     console.OUT.print(table)
     _show_convergence_scores(rows)
     for one in rows:
         if one["reason"]:
-            console.OUT.print(f"- {escape(one['arch'])} has not converged: {one['reason']}")
+            console.OUT.print(f"- {literal(one['arch'])} has not converged: {one['reason']}")
         if one["problem"]:
-            console.OUT.print(f"[bold red]- {escape(one['arch'])}: {escape(one['problem'])}[/bold red]")
+            console.OUT.print(f"[bold red]- {literal(one['arch'])}: {literal(one['problem'])}[/bold red]")
     machine = f"{protocol['device']}, {document['processor']}, {document['num_cores']} cores, {protocol['precision']}"
     for note in (protocol["rule"], *protocol["conventions"], f"measured on: {machine}", *protocol["papers"]):
-        console.OUT.print(f"[dim]- {escape(note)}[/dim]")
+        console.OUT.print(f"[dim]- {literal(note)}[/dim]")
 
 
 def _show_convergence_scores(rows: list[dict[str, Any]]) -> None:
     heads = ["", "n", "balanced accuracy", "accuracy", "paper", "ROC AUC"]
     table = make_table("test scores of the best epoch, with 95 % intervals", heads)
     for one in rows:
-        images = escape(one["arch"]), plain_figure(one["paper"]["accuracy"])
+        images = literal(one["arch"]), plain_figure(one["paper"]["accuracy"])
         for level, (name, printed) in (("image", images), ("patient", ("", ""))):
             if one[level]["n"] is not None:
                 keys = ("balanced_accuracy", "accuracy", "roc_auc")

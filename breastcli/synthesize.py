@@ -19,7 +19,7 @@ from breastcli.data.store import MANIFEST, PreparedData, difference
 from breastcli.errors import UsageError, UserError
 from breastcli.files import claim_folder, read_json, write_csv, write_json
 from breastcli.gan.assessment import assess_images
-from breastcli.gan.checkpoint import TrainedGenerator, load_generator, save_generator
+from breastcli.gan.checkpoint import GENERATOR_SHAPE, TrainedGenerator, load_generator, save_generator
 from breastcli.gan.conditions import choose_numbers
 from breastcli.gan.features import load_features
 from breastcli.gan.folder import claim_images, made_for, write_synthetic
@@ -40,6 +40,7 @@ from breastcli.gan.start import check_fit, start_fit, with_defaults
 from breastcli.gan.subject import Subject, describe, draw_images, draw_subject, open_folder, open_source, real_set
 from breastcli.gan.training import (
     COLLAPSE_LIMIT,
+    STATE_SHAPE,
     GanSession,
     diversity_share,
     find_collapse,
@@ -56,7 +57,8 @@ from breastcli.records import stamp_of
 from breastcli.reporting.contact_sheet import contact_sheet
 from breastcli.reporting.report import write_report
 from breastcli.reporting.synthesis_plots import draw_assessment, plot_gan_curves, sample_grid, write_film
-from breastcli.system.checkpoint import load_resume, save_resume
+from breastcli.shapes import check_shape
+from breastcli.system.checkpoint import damaged_resume, load_resume, save_resume
 from breastcli.system.distributed import Processes, joined_processes
 from breastcli.system.runfolder import LOG, RESUME, logging_to, recorded_run, write_history
 from breastcli.system.runtime import resolve_device
@@ -67,6 +69,8 @@ SNAPSHOTS = 20
 GRID_COLUMNS, GRID_ROWS = 8, 2
 SHEET_IMAGES = 16
 SECONDS_BETWEEN_FIGURES = 0.5
+RESUMED_SHAPE = STATE_SHAPE | dict.fromkeys(("fingerprint", "split_fingerprint", "precision"), str)
+RESUMED_SHAPE |= {"collapse": (str, None)}
 SMOKE = {"kimg": 0.256, "width": 4, "batch_size": 16, "snapshot": 0.128}
 
 
@@ -139,6 +143,7 @@ def synthesize(config: SynthesizeConfig, progress: Progress = SILENT) -> Synthes
     if config.step in ("generate", "all"):
         out, generated = _generate(config, run, progress)
     facts = read_json((run / GENERATOR).with_suffix(".json"))
+    check_shape(facts, GENERATOR_SHAPE, (run / GENERATOR).with_suffix(".json"), "fit again")
     card = facts["dataset"]
     return SynthesizeResult(
         out=out,
@@ -177,12 +182,16 @@ def _fit(
             remove_gan_results(out)
         if resuming:
             saved = load_resume(out / RESUME, device)
+            check_shape(saved, RESUMED_SHAPE, out / RESUME, "start again with --overwrite")
             what = difference(saved, data.card)
             if what:
                 raise UserError(f"{out} was fitted to {what} of {data.folder}", fix="use --overwrite")
             if saved["precision"] != str(session.dtype):
                 raise UserError(f"{out} was fitted in {saved['precision']}", fix="resume with the same --precision")
-            session.restore(saved)
+            try:
+                session.restore(saved)
+            except Exception as error:  # what is in a damaged file makes torch raise almost anything
+                raise damaged_resume(out / RESUME, error) from error
             facts["collapse"] = saved["collapse"]
             logger.info("resuming after %.1f kimg", session.images_seen / 1000)
         with _recorded(out, session, facts, data) as info, _clear_memory_errors(config):
@@ -285,6 +294,9 @@ def _images_folder(config: SynthesizeConfig, facts: dict[str, Any]) -> Path:
     """Return the folder for the images: ``DATA-synthetic``, magnification, fold and smoke if any, or the named one."""
     if config.out:
         return Path(config.out)
+    if not (Path(facts["data"]) / MANIFEST).is_file():  # the generator may be anybody's, and name any place
+        problem = f"the generator learned from {facts['data']}, which is no prepared folder here"
+        raise UserError(problem, fix="name the folder to write with --out")
     magnification, fold = parse_magnification(facts["mag"]), facts["fold"]
     suffix = f"-{magnification.lower()}" if magnification else ""
     suffix += ("" if fold is None else f"-fold{fold}") + ("-smoke" if facts["smoke"] else "")

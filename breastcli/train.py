@@ -16,10 +16,9 @@ from typing import Any
 import torch
 
 from breastcli.config import TrainConfig
-from breastcli.configfile import read_section, resolve
 from breastcli.data.store import PreparedData
 from breastcli.errors import UserError
-from breastcli.files import claim_folder, write_csv
+from breastcli.files import claim_folder, refuse_links, write_csv
 from breastcli.models import num_parameters
 from breastcli.models.freezing import unfreeze
 from breastcli.parsing import parse_magnification
@@ -27,12 +26,12 @@ from breastcli.progress import SILENT, Progress
 from breastcli.records import stamp_of
 from breastcli.reporting.plots import plot_curves
 from breastcli.reporting.report import write_report
-from breastcli.system.checkpoint import load_resume, save_checkpoint, save_resume
+from breastcli.shapes import check_shape
+from breastcli.system.checkpoint import RESUME_SHAPE, damaged_resume, load_resume, save_checkpoint, save_resume
 from breastcli.system.distributed import Processes, joined_processes
 from breastcli.system.feeding import EmbeddingFeed
 from breastcli.system.runfolder import (
     BEST,
-    CONFIG,
     LAST,
     LOG,
     RESUME,
@@ -40,6 +39,7 @@ from breastcli.system.runfolder import (
     TIMING,
     find_run,
     logging_to,
+    read_config,
     recorded_run,
     remove_results,
     write_history,
@@ -147,6 +147,8 @@ def _run(
     """Start or go on, and finish; return the session and the row of the best epoch."""
     resuming = config.resume and (out / RESUME).is_file()
     saved = load_resume(out / RESUME, device) if resuming else None
+    if saved is not None:
+        check_shape(saved, RESUME_SHAPE, out / RESUME, "start again with --overwrite")
     session = start_session(config, data, device, progress, saved, processes)
     processes.wait()  # until all have read what the run starts or goes on from
     if saved is not None:
@@ -184,7 +186,7 @@ def _name_start(out: Path, config: TrainConfig) -> TrainConfig:
     if config.init_from != "latest":
         return config
     if config.resume and (out / RESUME).is_file():
-        before = resolve(TrainConfig, read_section(out / CONFIG, "train"), {})
+        before = read_config(out, TrainConfig, "train")
         return dataclasses.replace(config, init_from=before.init_from)
     return dataclasses.replace(config, init_from=str(find_run("latest").folder))
 
@@ -194,8 +196,9 @@ def _claim(out: Path, config: TrainConfig) -> None:
     only_log = out.is_dir() and {path.name for path in out.iterdir()} <= {LOG}  # left by a run that could not start
     allowed = config.resume or config.overwrite or only_log
     claim_folder(out, allowed=allowed, hint="use --resume, --overwrite or another --out")
+    refuse_links(out, "checkpoints")
     if config.resume and (out / RESUME).is_file():
-        before = resolve(TrainConfig, read_section(out / CONFIG, "train"), {})
+        before = read_config(out, TrainConfig, "train")
         for field in dataclasses.fields(TrainConfig):
             old, new = getattr(before, field.name), getattr(config, field.name)
             free = FREE_ON_RESUME if _depends_on_length(config) else FREE_ON_RESUME | {"epochs"}
@@ -290,8 +293,12 @@ def _restore(session: Session, saved: dict[str, Any], out: Path) -> None:
         raise UserError(
             f"{out} was trained with other synthetic images than {now['folder']} has", fix="use --overwrite"
         )
-    session.optimizer.load_state_dict(saved["optimizer"])
-    session.scaler.load_state_dict(saved["scaler"])
+    try:
+        session.optimizer.load_state_dict(saved["optimizer"])
+        session.scaler.load_state_dict(saved["scaler"])
+        _best(saved["history"], session.config.monitor)  # of every epoch the figure that decides is there
+    except Exception as error:  # what is in a damaged file makes torch raise almost anything
+        raise damaged_resume(out / RESUME, error) from error
     session.history.extend(saved["history"])
     session.timing.extend((*row, None)[:4] for row in saved["timing"])  # older runs have no time with validation
     logger.info("resuming after epoch %d", len(session.history))

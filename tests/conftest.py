@@ -22,12 +22,24 @@ from breastcli.train import train
 REPOSITORY = Path(__file__).parents[1]
 TINY = "timm/test_resnet"  # half a million parameters, made by timm for tests
 SIZE_PX = 32
+SUMMARY = pytest.StashKey[list[str]]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash.get(SUMMARY, ()):
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def summary(pytestconfig: pytest.Config) -> list[str]:
+    """Lines that are printed at the end of the session, where a log shows them."""
+    return pytestconfig.stash.setdefault(SUMMARY, [])
 
 
 @pytest.fixture(scope="session")
@@ -106,5 +118,22 @@ def breastcli(tmp_path: Path) -> Callable[..., Outcome]:
         command = [sys.executable, "-m", "breastcli", *map(str, words)]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Run the command line in ``tmp_path`` within this process, which has imported everything already."""
+    from typer.testing import CliRunner
+
+    from breastcli.cli import app
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> Outcome:
+        done = CliRunner().invoke(app, [*map(str, words)])
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        return Outcome(done.exit_code, done.stdout, done.stderr)
 
     return run

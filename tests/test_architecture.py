@@ -25,6 +25,7 @@ LAYERS = {
             "registry",
             "files",
             "progress",
+            "shapes",
             "launch",
             "__init__",
         ),
@@ -87,6 +88,50 @@ def test_core_never_prints() -> None:
         calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
         prints = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
         assert not prints or part_of(path) == "console", path
+
+
+def test_no_file_can_run_code() -> None:
+    """Whatever opens a format that may hold code says that it must not; no such format is read in another way."""
+    safe = {
+        ("np", "load"): {"allow_pickle": False},
+        ("torch", "load"): {"weights_only": True},
+        ("hub", "load_state_dict_from_url"): {"weights_only": True},
+    }
+    allowed = {
+        "yaml": {"safe_load", "safe_dump", "scan", "AliasToken", "SafeLoader"},
+        "pickle": {"UnpicklingError"},
+        "json": {"dumps", "loads"},
+    }
+    banned = {"marshal", "shelve", "dill", "joblib", "cloudpickle", "runpy", "code"}
+    seen = set()
+    for path in MODULES:
+        assert not {name.split(".")[0] for name in imported(path)} & banned, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                renamed = {one.name: one.asname for one in node.names if one.asname}
+                assert not renamed.keys() & {*allowed, "torch"}, path
+                assert renamed.get("numpy", "np") == "np", path
+            if isinstance(node, ast.ImportFrom):
+                assert node.module not in (*allowed, "torch", "numpy") or not {one.name for one in node.names} & {
+                    "load", "loads", "Unpickler", "hub", "jit", "package", "save"
+                }, f"{path}: loaders are called by their module's name"  # fmt: skip
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in allowed:
+                assert node.attr in allowed[node.value.id], f"{path}: {node.value.id}.{node.attr}"
+            if not isinstance(node, ast.Call):
+                continue
+            if isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec", "compile", "__import__"), path
+            keywords = {one.arg: getattr(one.value, "value", None) for one in node.keywords}
+            assert keywords.get("shell") is None, path
+            if isinstance(node.func, ast.Attribute):
+                base = node.func.value
+                owner = base.id if isinstance(base, ast.Name) else getattr(base, "attr", "")
+                assert (owner, node.func.attr) not in (("os", "system"), ("jit", "load"), ("hub", "load")), path
+                wanted = safe.get((owner, node.func.attr))
+                if wanted:
+                    seen.add((owner, node.func.attr))
+                    assert wanted.items() <= keywords.items(), f"{path}: {owner}.{node.func.attr}"
+    assert seen == set(safe)
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,13 @@ from breastcli.system.checkpoint import (
 
 CPU = torch.device("cpu")
 OPTIONS = ModelOptions("timm/test_resnet", 2, 64)
+FACTS = {"classes": ["a", "b"], "epoch": 3, "stain": None, "dataset": {"name": "sample", "split_fingerprint": "0"}}
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 64 * 64).view(2, 3, 64, 64)
 
 
 def test_round_trip(tmp_path: Path) -> None:
     model = build_model(OPTIONS).eval()
-    save_checkpoint(tmp_path / "best.safetensors", model, OPTIONS, {"classes": ["a", "b"], "epoch": 3})
+    save_checkpoint(tmp_path / "best.safetensors", model, OPTIONS, FACTS)
     loaded, facts = load_checkpoint(tmp_path / "best.safetensors", CPU)
     torch.testing.assert_close(loaded(IMAGES), model(IMAGES))
     assert facts["epoch"] == 3
@@ -41,7 +42,7 @@ def test_foreign_damaged_and_missing_checkpoints(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(2)}, path)
     with pytest.raises(UserError, match="not written by breastcli"):
         load_checkpoint(path, CPU)
-    save_checkpoint(path, build_model(OPTIONS), OPTIONS, {})
+    save_checkpoint(path, build_model(OPTIONS), OPTIONS, FACTS)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(UserError, match="damaged"):
         load_checkpoint(path, CPU)

@@ -148,7 +148,8 @@ def test_a_checkpoint_is_rebuilt_without_network(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(foundation, "load_model_config_from_hf", lambda _: answer)
     options = complete(ModelOptions("hf-hub:some/lab", 3, 64, native_scaling=True))
     model = build_model(options)
-    save_checkpoint(tmp_path / "best.safetensors", model, options, {})
+    known = {"classes": ["a", "b", "c"], "epoch": 1, "stain": None, "dataset": {"name": "x", "split_fingerprint": "0"}}
+    save_checkpoint(tmp_path / "best.safetensors", model, options, known)
     monkeypatch.setattr(foundation, "load_model_config_from_hf", refuse)
     again, _ = load_checkpoint(tmp_path / "best.safetensors", torch.device("cpu"))
     images = torch.randn(2, 3, 64, 64)

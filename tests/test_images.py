@@ -92,7 +92,7 @@ def make_bad(folder: Path, kind: str) -> Path:
         ("cmyk", "CMYK colours"),
         ("floating", "F colours"),
         ("frames", "holds 2 frames"),
-        ("folder", "cannot be decoded"),
+        ("folder", "not a regular file"),
     ],
 )
 def test_unusable_files_are_rejected_with_the_reason(tmp_path: Path, kind: str, reason: str) -> None:

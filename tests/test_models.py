@@ -132,7 +132,8 @@ def test_contract(name: str, tmp_path: Path) -> None:
         assert torch.equal(model.classify(maps), logits)
         assert model.embed(maps).ndim == 2
         torch.testing.assert_close(model(images[:1]), logits[:1], rtol=1e-4, atol=1e-4)
-    save_checkpoint(tmp_path / "one.safetensors", model, options, {"classes": ["a", "b", "c"]})
+    known = {"classes": ["a", "b", "c"], "epoch": 1, "stain": None, "dataset": {"name": "x", "split_fingerprint": "0"}}
+    save_checkpoint(tmp_path / "one.safetensors", model, options, known)
     loaded, facts = load_checkpoint(tmp_path / "one.safetensors", torch.device("cpu"))
     assert facts["classes"] == ["a", "b", "c"]
     restored = loaded.state_dict()

@@ -205,7 +205,10 @@ def train_network(network: NetworkFigures, protocol: Protocol, progress: Progres
         settings = ["--device", train.device, "--precision", train.precision, "--seed", str(train.seed)]
         settings += ["--workers", str(train.workers)] if train.workers else []
         run_command(["evaluate", str(run), *settings, "--overwrite"])
-        return _read_run(network.arch, run, trained)
+        try:
+            return _read_run(network.arch, run, trained)
+        except (LookupError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise UserError(f"{run} holds damaged figures ({error})", fix="use --overwrite") from error
     except UserError as error:
         return Convergence(network.arch, run=str(run), problem=first_line(error, 160))
     finally:

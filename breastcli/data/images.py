@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import stat
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -14,10 +16,13 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from breastcli.data.measures import Measures, measure
-from breastcli.errors import first_line
+from breastcli.errors import first_line, visible
+from breastcli.files import is_utf8
 
 MAX_PIXELS = 100_000_000  # a 10,000 x 10,000 field; larger files are slides or decompression bombs
 MIN_SIDE_PX = 16
+# What data sets come in. Pillow reads dozens of others, one of which (EPS) starts a program.
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -46,6 +51,44 @@ class Decoded:
     measures: Measures | None = None
 
 
+@contextlib.contextmanager
+def open_image(path: Path, min_side_px: int = 1) -> Iterator[Image.Image]:
+    """Yield an image file decoded, whatever it may be in truth; what fails while it is used is rejected as well.
+
+    Nothing is decoded of a file that is no PNG, JPEG, TIFF or BMP, holds several frames, or says that it is larger than
+    ``MAX_PIXELS``. Links are followed.
+
+    Raises:
+        RejectedImageError: with the reason.
+    """
+    size = None
+    try:
+        known = path.stat()
+        if not stat.S_ISREG(known.st_mode):  # a pipe would be waited for
+            raise RejectedImageError("not a regular file")
+        size = known.st_size
+        with warnings.catch_warnings():
+            # Pillow warns about large and odd images on its own scale; the checks below have the say.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            with Image.open(path, formats=FORMATS) as image:
+                _check_before_decoding(image, min_side_px)
+                image.load()
+                yield image
+    except RejectedImageError:
+        raise
+    except UnidentifiedImageError:
+        reason = "empty file" if size == 0 else "not an image"
+        raise RejectedImageError(reason) from None
+    except Image.DecompressionBombError:
+        raise RejectedImageError(f"more than {MAX_PIXELS:,} pixels") from None
+    except MemoryError:
+        raise RejectedImageError("too large for this machine's memory") from None
+    except Exception as error:  # damaged files make Pillow's decoders raise almost anything
+        refused = isinstance(error, OSError) and error.strerror  # by the system, such as for want of permission
+        reason = f"cannot be read ({error.strerror})" if refused else f"cannot be decoded ({first_line(error, 120)})"
+        raise RejectedImageError(reason) from None
+
+
 def read_rgb(path: Path) -> Image.Image:
     """Read an image file as 8-bit RGB.
 
@@ -56,25 +99,8 @@ def read_rgb(path: Path) -> Image.Image:
     Raises:
         RejectedImageError: with the reason.
     """
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns about large images on its own scale; the check below has the say.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                _check_before_decoding(image)
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
-    except RejectedImageError:
-        raise
-    except UnidentifiedImageError:
-        reason = "empty file" if path.stat().st_size == 0 else "not an image"
-        raise RejectedImageError(reason) from None
-    except Image.DecompressionBombError:
-        raise RejectedImageError(f"more than {MAX_PIXELS:,} pixels") from None
-    except MemoryError:
-        raise RejectedImageError("too large for this machine's memory") from None
-    except Exception as error:  # damaged files make Pillow's decoders raise almost anything
-        raise RejectedImageError(f"cannot be decoded ({first_line(error, 120)})") from None
+    with open_image(path, MIN_SIDE_PX) as image:
+        return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def hash_pixels(image: Image.Image) -> str:
@@ -92,10 +118,12 @@ def decode(path: Path, size_px: int, *, inspect: bool = True) -> Decoded:
         size_px: side of the square.
         inspect: whether to hash and measure the image too, which only an audit needs.
     """
+    if not is_utf8(path):  # could be written to no table
+        return Decoded(None, reason="its name is not UTF-8")
     try:
         image = read_rgb(path)
     except RejectedImageError as rejection:
-        return Decoded(None, reason=str(rejection))
+        return Decoded(None, reason=visible(str(rejection)))
     pixels = np.asarray(image.resize((size_px, size_px), Image.Resampling.BICUBIC))
     if not inspect:
         return Decoded(pixels, image.width, image.height)
@@ -121,11 +149,11 @@ def decode_in_order(paths: Iterable[Path], size_px: int, workers: int, *, inspec
                 future.cancel()
 
 
-def _check_before_decoding(image: Image.Image) -> None:
+def _check_before_decoding(image: Image.Image, min_side_px: int) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise RejectedImageError(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
-    if min(image.width, image.height) < MIN_SIDE_PX:
-        raise RejectedImageError(f"{image.width}x{image.height} is smaller than {MIN_SIDE_PX} pixels")
+    if min(image.width, image.height) < min_side_px:
+        raise RejectedImageError(f"{image.width}x{image.height} is smaller than {min_side_px} pixels")
     if getattr(image, "n_frames", 1) > 1:
         raise RejectedImageError(f"holds {image.n_frames} frames")
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
+import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from breastcli.data.images import decode_in_order
 from breastcli.data.measures import Measures
-from breastcli.data.store import IMAGES, npy_header, remove_partial, row_bytes, write_header
+from breastcli.data.store import DERIVED, IMAGES, npy_header, remove_partial, row_bytes, write_header
 from breastcli.errors import UserError
-from breastcli.files import read_csv, read_json, write_csv, write_json
+from breastcli.files import csv_line, read_csv, read_json, refuse_links, write_csv, write_json
 from breastcli.progress import Progress
 from breastcli.records import ImageRecord
 
@@ -61,7 +62,8 @@ def decode_into(
     vouches for, and decoding goes on from there.
 
     Raises:
-        UserError: the work to resume was begun for another raw folder, size or images, or by an older version.
+        UserError: the work to resume was begun for another raw folder, size or images, by an older version, is damaged,
+            or lies elsewhere.
     """
     request = {"size": size_px, "paths": [record.path for record in records], "raw": str(raw.resolve())}
     entries = _open_journal(partial, request, resume=resume)
@@ -88,7 +90,7 @@ def decode_into(
 
 
 def _append(file: TextIO, entry: JournalEntry) -> None:
-    csv.writer(file).writerow(_cells(entry))
+    file.write(csv_line(_cells(entry)))
     file.flush()
 
 
@@ -100,11 +102,12 @@ def _cells(entry: JournalEntry) -> list[Any]:
 
 def _open_journal(partial: Path, request: dict[str, Any], *, resume: bool) -> list[JournalEntry]:
     """Return the journal of an interrupted run of the same request, or start afresh."""
+    refuse_links(partial.parent, *(f"{partial.name}/{name}" for name in (IMAGES, JOURNAL, REQUEST, *DERIVED)))
     if resume and (partial / IMAGES).is_file() and (partial / JOURNAL).is_file():
         _check_request(partial, request)
         header = len(npy_header(0, request["size"]))
         num_rows = ((partial / IMAGES).stat().st_size - header) // row_bytes(request["size"])
-        entries = _backed(_complete_lines(partial / JOURNAL), num_rows)
+        entries = _backed(_complete_lines(partial / JOURNAL, request["paths"]), num_rows)
         write_csv(partial / JOURNAL, FIELDS, map(_cells, entries))
         return entries
     remove_partial(partial.parent)
@@ -139,18 +142,22 @@ def _backed(entries: list[JournalEntry], num_rows: int) -> list[JournalEntry]:
     return kept
 
 
-def _complete_lines(path: Path) -> list[JournalEntry]:
+def _complete_lines(path: Path, wanted: list[str]) -> list[JournalEntry]:
     """Read the journal without its last line where a kill cut that short; its image is decoded again.
 
     Raises:
-        UserError: the journal is older than what an audit needs to know of every image.
+        UserError: the journal is older than what an audit needs to know of every image, or damaged.
     """
-    rows = read_csv(path)
+    rows = read_csv(path, cut=True)
     if rows and set(FIELDS) - set(rows[0]):
         raise UserError(f"{path} was begun by an older breastcli", fix="use --overwrite")
-    if not path.read_bytes().endswith(b"\n"):
-        rows.pop()
-    return [_read_entry(row) for row in rows]
+    try:
+        entries = [_read_entry(row) for row in rows]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error})", fix="use --overwrite") from error
+    if [entry.path for entry in entries] != wanted[: len(entries)]:
+        raise UserError(f"{path} is damaged (it tells of other images)", fix="use --overwrite")
+    return entries
 
 
 def _read_entry(row: dict[str, str]) -> JournalEntry:
@@ -158,4 +165,7 @@ def _read_entry(row: dict[str, str]) -> JournalEntry:
     if row["reason"]:
         return JournalEntry(*known)
     first, *numbers = (row[name] for name in MEASURES)
-    return JournalEntry(*known, Measures(first, *map(float, numbers)))
+    measures = Measures(first, *map(float, numbers))
+    if not re.fullmatch(r"([0-9a-f]{64})?", first) or not all(map(math.isfinite, dataclasses.astuple(measures)[1:])):
+        raise ValueError("a measure is out of range")
+    return JournalEntry(*known, measures)

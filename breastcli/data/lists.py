@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from breastcli.data.datasets import IMAGE_SUFFIXES
 from breastcli.errors import UserError
+from breastcli.files import read_text
 from breastcli.records import ImageRecord
 
 IMAGE = "image"
@@ -75,12 +76,9 @@ def read_list(path: Path, headings: Mapping[str, tuple[str, ...]], headless: Seq
         UserError: the file cannot be read, has no column of images, or a line has too many or too few values.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        lines = read_text(path).removeprefix("\ufeff").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a text file", fix="give a CSV file in UTF-8") from error
-    lines = text.splitlines()
     delimiter = max(DELIMITERS, key=lines[0].count) if lines else ","
     try:
         table = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter, strict=True) if row]

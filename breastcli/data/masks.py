@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from breastcli.data.datasets import IMAGE_SUFFIXES, image_files
-from breastcli.data.images import MAX_PIXELS, SIXTEEN_BIT_MODES, RejectedImageError, hash_pixels, read_rgb
-from breastcli.errors import UserError, first_line
+from breastcli.data.images import SIXTEEN_BIT_MODES, RejectedImageError, hash_pixels, open_image, read_rgb
+from breastcli.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -271,24 +270,11 @@ def _are_regions(files: Sequence[Path]) -> bool:
 def _read_region(path: Path) -> np.ndarray:
     """Return (H, W) bool at the file's own size."""
     try:
-        with warnings.catch_warnings():
-            # Pillow warns about large images on its own scale; the check below has the say.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise MaskProblem("unreadable", f"more than {MAX_PIXELS:,} pixels")
-                if getattr(image, "n_frames", 1) > 1:
-                    raise MaskProblem("unreadable", f"holds {image.n_frames} frames")
-                image.load()
-                return _region(ImageOps.exif_transpose(image), lossy=image.format in LOSSY_FORMATS)
-    except MaskProblem:
-        raise
-    except UnidentifiedImageError:
-        raise MaskProblem("unreadable", "not an image") from None
-    except MemoryError:
-        raise MaskProblem("unreadable", "too large for this machine's memory") from None
-    except Exception as error:  # damaged files make Pillow's decoders raise almost anything
-        raise MaskProblem("unreadable", f"cannot be decoded ({first_line(error, 120)})") from None
+        with open_image(path) as file:
+            image, lossy = ImageOps.exif_transpose(file), file.format in LOSSY_FORMATS
+    except RejectedImageError as rejection:
+        raise MaskProblem("unreadable", str(rejection)) from None
+    return _region(image, lossy=lossy)
 
 
 def _area_weights(size_px: int, out_px: int) -> np.ndarray:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from breastcli.data.datasets import Rejection, image_files
+from breastcli.data.datasets import Rejection, survey
 from breastcli.data.images import Decoded, decode_in_order
 from breastcli.data.stain import StainReference, normalise_stain
-from breastcli.errors import UserError
+from breastcli.errors import UserError, visible
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +30,11 @@ def find_files(names: Iterable[str]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, names):
         if path.is_dir():
-            files += image_files(path)
-        elif path.exists():
+            found, obstacles = survey(path)
+            files += found
+            for one in obstacles:
+                logger.warning("left out %s: %s", path / one.path, one.reason)
+        elif os.path.lexists(path):
             files.append(path)
         else:
             raise UserError(f"{path}: no such file or folder")
@@ -96,7 +99,7 @@ class FileReader:
         for file, image in zip(self.files, decoded, strict=True):
             on_file()
             if image.pixels is None:
-                self.rejected.append(Rejection(str(file), image.reason))
+                self.rejected.append(Rejection(visible(str(file)), image.reason))
                 logger.warning("left out %s: %s", file, image.reason)
             else:
                 self.kept.append(file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,16 +17,37 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from breastcli.data.audit import PreparedRecord
-from breastcli.errors import UserError
-from breastcli.files import read_csv, read_json, write_csv
+from breastcli.errors import UserError, first_line
+from breastcli.files import read_csv, read_json, stays_below, write_csv
 from breastcli.records import ImageRecord
+from breastcli.shapes import check_shape
 
 CARD, MANIFEST, IMAGES = "dataset.json", "manifest.csv", "images.npy"
 PARTIAL = ".partial"
-STAINED = "stained.npy"  # in PARTIAL, what normalisation makes of IMAGES
+STAINED, KEPT = "stained.npy", "kept.npy"  # in PARTIAL, what normalisation makes of IMAGES, and IMAGES less some
+DERIVED = (STAINED, KEPT)
 EMBEDDINGS = "embeddings"  # what training with a frozen network keeps beside the data
 FORMAT = 1
 OTHER_ROW_FIELDS = ("split", "fold", "width_px", "height_px", "pixel_hash", "stain_fallback")
+# What every job relies on; documents of older versions may lack the rest.
+CARD_SHAPE = {
+    **dict.fromkeys(("name", "title", "task", "fingerprint", "split_fingerprint"), str),
+    "drawn": bool,
+    "classes": [str],
+    "size_px": int,
+    "stain": (dict, None),
+    "notes": [str],
+    "num_images": int,
+    "counts": [dict],
+    "options?": dict,
+    "split": {"level": str, "folds": (int, None), "leaky": (str, None)},
+    "synthetic?": (dict, None),
+}
+SOURCE_SHAPE = {
+    **dict.fromkeys(("name", "split_fingerprint", "fingerprint"), str),
+    **dict.fromkeys(("stain", "fold"), (dict, int, None)),
+    "size_px": int,
+}
 RECORD_FIELDS = tuple(field.name for field in fields(ImageRecord))
 
 
@@ -75,6 +97,8 @@ def read_manifest(path: Path) -> list[PreparedRecord]:
     for number, values in enumerate(read_csv(path), start=2):
         try:
             known = {name: values[name] for name in RECORD_FIELDS}
+            if not stays_below(known["path"]):
+                raise ValueError(f"{known['path']} leads out of the raw folder")
             record = ImageRecord(**(known | {"magnification": known["magnification"] or None}))
             rows.append(
                 PreparedRecord(
@@ -87,7 +111,7 @@ def read_manifest(path: Path) -> list[PreparedRecord]:
                     stain_fallback=values["stain_fallback"] == "1",
                 )
             )
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError) as error:
             raise UserError(f"{path} line {number} is damaged ({error})", fix="run prepare again") from error
     return rows
 
@@ -139,15 +163,19 @@ class PreparedData:
         card = read_json(folder / CARD)
         if not isinstance(card, dict) or card.get("format") != FORMAT:
             raise UserError(f"{folder / CARD} is of another version of breastcli", fix="run prepare again")
+        check_shape(card, CARD_SHAPE, folder / CARD, "run prepare again")
+        if card.get("synthetic"):
+            check_shape(card["synthetic"], {"run": str, "source": SOURCE_SHAPE}, folder / CARD, "make the images again")
         rows = read_manifest(folder / MANIFEST)
         data = cls(folder, card, rows)
         _, split = fingerprints(rows, {})
-        if split != card["split_fingerprint"]:
+        if split != card["split_fingerprint"] or not {row.record.label for row in rows} <= set(card["classes"]):
             raise UserError(f"{folder / MANIFEST} was changed after prepare", fix="run prepare again")
-        expected = len(npy_header(0, data.size_px)) + len(rows) * row_bytes(data.size_px)
-        images = folder / IMAGES
-        if not images.is_file() or images.stat().st_size != expected:
+        images, shape = folder / IMAGES, (len(rows), data.size_px, data.size_px, 3)
+        if not images.is_file() or images.stat().st_size != len(npy_header(0, data.size_px)) + math.prod(shape):
             raise UserError(f"{images} is missing or truncated", fix="run prepare again")
+        if rows and (open_array(images).shape, open_array(images).dtype) != (shape, np.uint8):
+            raise UserError(f"{images} is damaged", fix="run prepare again")
         return data
 
     @property
@@ -168,7 +196,7 @@ class PreparedData:
     @cached_property
     def images(self) -> np.ndarray:
         """(N, size, size, 3) uint8, memory-mapped and read-only."""
-        return np.load(self.folder / IMAGES, mmap_mode="r", allow_pickle=False)
+        return open_array(self.folder / IMAGES)
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -221,6 +249,22 @@ class PreparedData:
         return named[split]
 
 
+def open_array(path: Path) -> np.ndarray:
+    """Map an array file into memory, read-only.
+
+    Raises:
+        UserError: it is damaged: an archive, or of anything but plain numbers, too.
+    """
+    try:
+        if not path.is_file():
+            raise OSError("it is no regular file")  # a pipe would be waited for
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)  # without it load() would go on to open other kinds of files
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # damaged headers make NumPy raise almost anything
+        raise UserError(f"{path} is damaged ({first_line(error, 120)})", fix="make it again") from error
+
+
 def read_chunks(path: Path, num_images: int, size_px: int, chunk: int) -> Iterator[np.ndarray]:
     """Read an array file in chunks of images without mapping it, so that memory use stays flat."""
     with path.open("rb") as file:
@@ -232,8 +276,8 @@ def read_chunks(path: Path, num_images: int, size_px: int, chunk: int) -> Iterat
 
 
 def keep_images(path: Path, kept: Sequence[bool], size_px: int) -> Path:
-    """Write the images of an array file that are to be kept into ``kept.npy`` beside it; the file itself stays."""
-    target = path.with_name("kept.npy")
+    """Write the images of an array file that are to be kept into ``KEPT`` beside it; the file itself stays."""
+    target = path.with_name(KEPT)
     with target.open("wb") as file:
         write_header(file, sum(kept), size_px)
         for image, wanted in zip(read_chunks(path, len(kept), size_px, 1), kept, strict=True):

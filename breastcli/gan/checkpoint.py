@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from breastcli.data.store import CARD_SHAPE
 from breastcli.errors import UserError, first_line
 from breastcli.gan.conditions import Condition
-from breastcli.gan.networks import GanOptions, Generator
+from breastcli.gan.networks import SIZES_PX, GanOptions, Generator
 from breastcli.gan.training import to_pixels
-from breastcli.system.checkpoint import METADATA_KEY, write_weights
+from breastcli.shapes import check_shape
+from breastcli.system.checkpoint import read_header, write_weights
 from breastcli.system.runtime import mix_seed
 
 NOISES_FOR_MEAN = 4096
+GENERATOR_SHAPE = {
+    "generator": {"size_px": int, "num_conditions": int, "width?": int, "noise_dim?": int},
+    "conditions": [
+        {"name": str, "label": str, "subtype": str, "magnification": (str, None), "num_images": int},
+    ],
+    **dict.fromkeys(("data", "mag"), str),
+    "dataset": CARD_SHAPE,
+    "fold": (int, None),
+    "classes": [str],
+    "class_counts": dict,
+    "turn": bool,
+    "smoke": bool,
+    "collapse": (str, None),
+    "kimg": float,
+}
 
 
 @dataclass(frozen=True)
@@ -108,12 +123,15 @@ def load_generator(path: Path, device: torch.device) -> TrainedGenerator:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such generator", fix="finish or --resume `synthesize fit` first")
+    facts = read_header(path)
+    check_shape(facts, GENERATOR_SHAPE, f"the header of {path}", "fit again")
     try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})[METADATA_KEY])
-        network = Generator(GanOptions(**facts["generator"]))
+        options = GanOptions(**facts["generator"])
+        if options.size_px not in SIZES_PX or len(facts["conditions"]) != options.num_conditions:
+            raise ValueError(f"{options.num_conditions} conditions of {options.size_px} pixels")
+        network = Generator(options)
         conditions = [Condition(**condition) for condition in facts["conditions"]]
         network.load_state_dict(load_file(path))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError) as error:
+    except Exception as error:  # what the header describes can be anything
         raise UserError(f"{path} is damaged ({first_line(error, 160)})", fix="fit again") from error
     return TrainedGenerator(network.to(device).eval(), conditions, facts)

@@ -16,7 +16,7 @@ from breastcli.data.augment import dihedral
 from breastcli.data.loading import to_network
 from breastcli.errors import LeakError, UserError, first_line
 from breastcli.gan.training import resize
-from breastcli.system.checkpoint import load_checkpoint
+from breastcli.system.checkpoint import load_checkpoint, load_plain
 from breastcli.system.runfolder import Run, find_run
 from breastcli.system.transfer import saw_synthetic
 
@@ -128,6 +128,7 @@ def _load_inception(device: torch.device) -> FeatureNetwork:
         fix = "put the file of torch-fidelity's first release there, or give a trained run"
         raise UserError(f"--features inception: its weights are not at hand as {file}", fix)
     try:
+        load_plain(file, torch.device("cpu"))  # torch-fidelity would run code that is in it
         network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(file))
     except Exception as error:  # a damaged file makes the reader raise almost anything
         raise UserError(f"{file} is damaged ({first_line(error, 160)})", fix="get it again") from error

@@ -14,6 +14,7 @@ from torch import Tensor
 from breastcli.data.audit import PreparedRecord
 from breastcli.data.store import (
     CARD,
+    EMBEDDINGS,
     IMAGES,
     MANIFEST,
     PreparedData,
@@ -23,12 +24,13 @@ from breastcli.data.store import (
     write_manifest,
 )
 from breastcli.errors import UserError
-from breastcli.files import claim_folder, read_json, replacing, write_json
+from breastcli.files import claim_folder, read_json, refuse_links, remove_files, replacing, write_json
 from breastcli.gan.checkpoint import TrainedGenerator
 from breastcli.gan.runs import ASSESSED
 from breastcli.gan.training import resize
 from breastcli.parsing import parse_magnification
 from breastcli.records import ImageRecord
+from breastcli.shapes import check_shape
 from breastcli.system.runfolder import INFO
 
 SOURCE_KEYS = ("name", "title", "fingerprint", "split_fingerprint", "task", "stain", "size_px")
@@ -43,8 +45,12 @@ def claim_images(out: Path, *, overwrite: bool) -> None:
     """
     if (out / INFO).is_file():
         raise UserError(f"{out} is a run folder", fix="choose another --out")
-    if (out / MANIFEST).is_file() and not read_json(out / CARD).get("synthetic"):
-        raise UserError(f"{out} holds real images", fix="choose another --out")
+    if (out / MANIFEST).is_file():
+        card = read_json(out / CARD)
+        check_shape(card, {"synthetic?": (dict, None)}, out / CARD, "choose another --out")
+        if not card.get("synthetic"):
+            raise UserError(f"{out} holds real images", fix="choose another --out")
+    refuse_links(out, "assess", EMBEDDINGS)
     claim_folder(out, allowed=overwrite, hint="use --overwrite or another --out")
 
 
@@ -79,8 +85,7 @@ def write_synthetic(
     source = generator.facts["dataset"]
     size_px = source["size_px"]
     rows: list[PreparedRecord] = []
-    for name in (MANIFEST, *ASSESSED):  # from here on the folder counts as unfinished
-        (out / name).unlink(missing_ok=True)
+    remove_files(out, (MANIFEST, *ASSESSED))  # from here on the folder counts as unfinished
     with replacing(out / IMAGES) as temporary, temporary.open("wb") as file:
         write_header(file, sum(map(len, drawn.values())), size_px)
         for number, images in drawn.items():

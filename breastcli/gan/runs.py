@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from breastcli.config import SynthesizeConfig
-from breastcli.configfile import read_section, resolve
 from breastcli.errors import UsageError, UserError
-from breastcli.files import claim_folder, read_json
+from breastcli.files import claim_folder, read_json, refuse_links, remove_files
 from breastcli.options import flag_of
 from breastcli.parsing import parse_magnification
-from breastcli.system.runfolder import CONFIG, HISTORY, INFO, LOG, RESUME, RUNS
+from breastcli.shapes import check_shape
+from breastcli.system.runfolder import HISTORY, INFO, LOG, RESUME, RUNS, read_config, read_info
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +70,8 @@ def find_gan_run(folder: Path) -> GanRun:
     Raises:
         UserError: there is none.
     """
-    fix = "give a folder that `breastcli synthesize fit` wrote"
-    if not (folder / INFO).is_file() or not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} is not a run folder", fix)
-    info = read_json(folder / INFO)
-    if info.get("command") != "synthesize":
-        raise UserError(f"{folder} is a run of {info.get('command')}", fix)
-    return GanRun(folder, info, resolve(SynthesizeConfig, read_section(folder / CONFIG, "synthesize"), {}))
+    info = read_info(folder, "synthesize")
+    return GanRun(folder, info, read_config(folder, SynthesizeConfig, "synthesize"))
 
 
 def check_given(config: SynthesizeConfig, run: GanRun) -> None:
@@ -101,8 +96,12 @@ def claim_run(out: Path, config: SynthesizeConfig, num_processes: int = 1) -> No
     Raises:
         UserError: it is not empty, or was fitted with other options.
     """
-    if (out / INFO).is_file() and read_json(out / INFO).get("command") != "synthesize":
-        raise UserError(f"{out} is a run of {read_json(out / INFO).get('command')}", fix="choose another folder")
+    if (out / INFO).is_file():
+        info = read_json(out / INFO)
+        check_shape(info, {"command": str}, out / INFO, "choose another folder")
+        if info["command"] != "synthesize":
+            raise UserError(f"{out} is a run of {info['command']}", fix="choose another folder")
+    refuse_links(out, "checkpoints", SAMPLES, "assess")
     only_log = out.is_dir() and {path.name for path in out.iterdir()} <= {LOG}  # left by a run that could not start
     allowed = config.resume or config.overwrite or only_log
     claim_folder(out, allowed=allowed, hint="use --resume, --overwrite or another folder")
@@ -115,8 +114,8 @@ def claim_run(out: Path, config: SynthesizeConfig, num_processes: int = 1) -> No
             if old != new and field.name not in FREE_ON_RESUME:
                 problem = f"{out} was fitted with {flag_of(field.name)} {old}, not {new}"
                 raise UserError(problem, fix="resume with the same options")
-        if run.info["processes"] != num_processes:
-            problem = f"{out} was fitted by {run.info['processes']} processes, not {num_processes}"
+        if run.info.get("processes") != num_processes:
+            problem = f"{out} was fitted by {run.info.get('processes')} processes, not {num_processes}"
             raise UserError(problem, fix="start as many")
     elif config.overwrite:
         (out / LOG).unlink(missing_ok=True)  # the other results go once the fit can start
@@ -129,5 +128,4 @@ def sample_files(folder: Path) -> list[Path]:
 
 def remove_gan_results(folder: Path) -> None:
     """Remove what an earlier fit and its assessment wrote into a run folder; nothing else."""
-    for path in [*(folder / name for name in WRITTEN), *sample_files(folder)]:
-        path.unlink(missing_ok=True)
+    remove_files(folder, [*WRITTEN, *(f"{SAMPLES}/{path.name}" for path in sample_files(folder))])

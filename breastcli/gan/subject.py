@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from breastcli.config import SynthesizeConfig
-from breastcli.data.store import PreparedData, difference
+from breastcli.data.store import CARD, PreparedData, difference
 from breastcli.errors import UserError
 from breastcli.gan.assessment import Assessment, ImageSet
 from breastcli.gan.checkpoint import TrainedGenerator
@@ -22,6 +22,16 @@ from breastcli.gan.training import RealImages
 from breastcli.parsing import parse_magnification
 from breastcli.progress import Progress
 from breastcli.records import ImageRecord
+from breastcli.shapes import check_shape
+
+MADE_SHAPE = {
+    **dict.fromkeys(("data", "mag"), str),
+    **dict.fromkeys(("kimg", "truncation"), float),
+    "generated_px": int,
+    "classes": [str],
+    "turn": bool,
+    "collapse": (str, None),
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,7 @@ def open_folder(folder: Path) -> Subject:
     made = data.card.get("synthetic")
     if not made:
         raise UserError(f"{folder} holds real images", fix="give a run of `synthesize fit` or a folder of `generate`")
+    check_shape(made, MADE_SHAPE, folder / CARD, "make the images again")
     images = torch.from_numpy(np.array(data.images)).permute(0, 3, 1, 2)
     names = [row.record.image_id for row in data.rows]
     facts = {**made, "dataset": {**data.card, **made["source"]}, "fold": made["source"]["fold"]}

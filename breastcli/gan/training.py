@@ -25,6 +25,14 @@ from breastcli.system.distributed import Processes
 from breastcli.system.runtime import autocast, mix_seed
 
 BETAS = (0.0, 0.99)
+NETWORKS = ("generator", "average", "critic")
+STATE_SHAPE = {
+    "networks": dict.fromkeys(NETWORKS, dict),
+    "optimizers": [dict],
+    "steps": int,
+    "history": [{"kimg": float, "diversity": float}],
+    "timing": [(list, tuple)],
+}
 R1_EVERY = 16  # critic steps; the penalty counts as many times over then (Karras et al. 2020, appendix B)
 EMA_RAMP = 0.05  # the average's half-life is at most this share of the images seen so far
 FIGURES = ("critic_loss", "generator_loss", "critic_gap", "gradient_penalty", "r1_penalty", "feature_matching")
@@ -133,7 +141,7 @@ class GanSession:
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs: tensors and plain values."""
         return {
-            "networks": {name: getattr(self, name).state_dict() for name in ("generator", "average", "critic")},
+            "networks": {name: getattr(self, name).state_dict() for name in NETWORKS},
             "optimizers": [self.generator_optimizer.state_dict(), self.critic_optimizer.state_dict()],
             "steps": self.steps,
             "history": self.history,
@@ -142,8 +150,8 @@ class GanSession:
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Go on where ``state`` was taken."""
-        for name, tensors in saved["networks"].items():
-            getattr(self, name).load_state_dict(tensors)
+        for name in NETWORKS:
+            getattr(self, name).load_state_dict(saved["networks"][name])
         self.generator_optimizer.load_state_dict(saved["optimizers"][0])
         self.critic_optimizer.load_state_dict(saved["optimizers"][1])
         self.steps = saved["steps"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
@@ -166,6 +167,7 @@ def from_timm(name: str, options: ModelOptions, pretrained: bool, *, with_mean: 
     """
     if not timm.is_model(name):
         raise UsageError(f"timm has no network {name!r}", fix=_nearest(name.split(".")[0], timm.list_models()))
+    _refuse_foreign(options.settings)
     settings: dict[str, Any] = {"num_classes": 0, **options.settings}
     patch = re.search(r"patch(\d+)", name)
     check_multiple(options, settings.get("patch_size") or int(patch[1] if patch else 1))
@@ -187,6 +189,18 @@ def from_timm(name: str, options: ModelOptions, pretrained: bool, *, with_mean: 
             fix="download its model.safetensors elsewhere and pass --weights model.safetensors instead",
         ) from error
     return wrap_timm(network, options, with_mean=with_mean)
+
+
+def _refuse_foreign(settings: Mapping[str, Any]) -> None:
+    """Refuse arguments that would make timm open a file or the network: they may come from anybody's checkpoint.
+
+    Raises:
+        UserError: there is one.
+    """
+    own = set(inspect.signature(timm.create_model).parameters)
+    for name in settings:
+        if name in own or name.startswith("pretrained"):
+            raise UserError(f"a checkpoint must not set {name} of a network", fix="use another one")
 
 
 def wrap_timm(network: Any, options: ModelOptions, *, with_mean: bool = False) -> Classifier:

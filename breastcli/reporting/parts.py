@@ -48,8 +48,11 @@ class Picture:
 
 
 def read_picture(path: Path, title: str, alt: str) -> Picture | None:
-    """Return a PNG as a data URI, or None where there is no such file."""
-    if not path.is_file():
+    """Return a PNG as a data URI, or None where there is no such file.
+
+    A link is none of ours, and would put into the page whatever it leads to.
+    """
+    if path.is_symlink() or path.parent.is_symlink() or not path.is_file():
         return None
     return Picture(title, f"{title}: {alt}.", f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}")
 

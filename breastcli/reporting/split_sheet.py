@@ -10,6 +10,7 @@ import numpy as np
 
 from breastcli.config import SPLITS
 from breastcli.data.audit import PreparedRecord
+from breastcli.data.store import open_array
 from breastcli.reporting.contact_sheet import contact_sheet
 
 SHEET_COLUMNS = 8
@@ -24,7 +25,7 @@ def draw_splits(array_file: Path, rows: Sequence[PreparedRecord], card: Mapping[
         card: what ``dataset.json`` will hold.
         path: PNG file to write.
     """
-    array = np.load(array_file, mmap_mode="r", allow_pickle=False)
+    array = open_array(array_file)
     generator = np.random.default_rng(0)
     cells, captions = {}, {}
     unit = "exam" if card["num_exams"] else "patient" if card["num_patients"] else ""

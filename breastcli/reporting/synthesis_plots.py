@@ -5,6 +5,7 @@ Images are shown pixel by pixel as far as they fit, so that nobody takes the smo
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from breastcli.data.images import RejectedImageError, open_image
 from breastcli.files import replacing
 from breastcli.gan.assessment import Assessment, ImageSet
 from breastcli.gan.subject import Subject
@@ -86,22 +88,28 @@ def write_film(
     if not files:
         return
     places = np.linspace(0, len(files) - 1, min(max_frames, len(files))).round().astype(int)
-    first, *others = _frames([files[place] for place in places], side_px)
+    frames = list(_frames([files[place] for place in places], side_px))
+    if not frames:
+        return
+    first, *others = frames
     durations = [frame_ms] * len(others) + [FILM_HOLD * frame_ms]
     with replacing(path) as temporary:
         first.save(temporary, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
 
 
 def _frames(files: Sequence[Path], side_px: int) -> Iterator[Image.Image]:
-    """Yield pictures of one size, each with its own palette; a smaller one has white on its right and below."""
-    sizes = []
+    """Yield pictures of one size, each with its own palette; a smaller one has white on its right and below.
+
+    A file that is none is left out.
+    """
+    sizes = {}
     for file in files:
-        with Image.open(file) as picture:
-            sizes.append(picture.size)
-    width, height = (max(lengths) for lengths in zip(*sizes, strict=True))
-    for file in files:
+        with contextlib.suppress(RejectedImageError), open_image(file) as picture:
+            sizes[file] = picture.size
+    width, height = (max(lengths) for lengths in zip(*sizes.values(), strict=True)) if sizes else (0, 0)
+    for file in sizes:
         frame = Image.new("RGB", (width, height), "white")
-        with Image.open(file) as picture:
+        with open_image(file) as picture:
             frame.paste(picture.convert("RGB"))
         frame.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
         yield frame.quantize(256)

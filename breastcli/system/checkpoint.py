@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pickle
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,33 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from breastcli.errors import UserError, first_line
-from breastcli.files import replacing, write_json
+from breastcli.files import parse_json, replacing, write_json
 from breastcli.models import Classifier, ModelOptions, build_model
+from breastcli.models.foundation import PREFIX
+from breastcli.shapes import check_shape
 
 METADATA_KEY = "breastcli"
+FACTS_SHAPE = {
+    "classes": [str],
+    "epoch": (int, float),
+    "stain": (dict, None),
+    "leaky?": (str, None),
+    "fold?": (int, None),
+    "synthetic?": (dict, None),
+    "ancestors?": [{"name": str, "split_fingerprint": str, "fold": (int, None)}],
+    "dataset": {"name": str, "split_fingerprint": str},
+    "model": {"arch": str, "num_classes": int, "size_px": int, "settings?": dict},
+}
+RESUME_SHAPE = {
+    "history": [dict],
+    "timing": [(list, tuple)],
+    **dict.fromkeys(("model", "optimizer", "scaler", "options"), dict),
+    "split_fingerprint": str,
+    "synthetic?": (dict, None),
+    "ancestors": [dict],
+    "cached": bool,
+}
+MAX_SIZE_PX, MAX_CLASSES = 4096, 10_000  # more than any network of ours has, and little enough to be built
 WRAPPERS = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.")
 CONTAINERS = ("state_dict", "model", "model_state_dict", "model_state")
 
@@ -86,31 +110,61 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[Classifier, dict[
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint", fix="finish or --resume the training first")
+    facts = read_facts(path)
+    if facts is None:
+        raise UserError(f"{path} was not written by breastcli", fix="use it with train --weights instead")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get(METADATA_KEY)
-        if metadata is None:
-            raise UserError(f"{path} was not written by breastcli", fix="use it with train --weights instead")
-        facts = json.loads(metadata)
-        options = ModelOptions(**facts["model"])
-        model = build_model(options)
+        model = build_model(described_options(facts["model"]))
         model.load_state_dict(load_file(path))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # what the header describes can be anything
         raise UserError(f"{path} is damaged ({first_line(error, 160)})", fix="train again") from error
     model = model.to(device=device, memory_format=torch.channels_last)
     return model.eval(), facts
 
 
+def described_options(values: dict[str, Any]) -> ModelOptions:
+    """Return the options that a checkpoint tells of, refusing what cannot be built, or not without asking the hub.
+
+    Raises:
+        ValueError: they cannot be.
+        TypeError: there is an option that nobody knows.
+    """
+    options = ModelOptions(**values)
+    if options.arch.startswith(PREFIX) and not options.settings:
+        raise ValueError(f"{options.arch} is not described")
+    if not (0 < options.num_classes <= MAX_CLASSES and 0 < options.size_px <= MAX_SIZE_PX):
+        raise ValueError(f"{options.num_classes} classes of {options.size_px} pixels")
+    return options
+
+
 def read_facts(path: Path) -> dict[str, Any] | None:
-    """Return what a checkpoint of ours knows about itself, or None for a weights file of somebody else."""
-    if path.suffix != ".safetensors":
-        return None
+    """Return what a checkpoint of ours knows about itself, or None for a weights file of somebody else.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None  # whoever loads it says what is wrong
+    facts = read_header(path)
+    if facts is not None:
+        check_shape(facts, FACTS_SHAPE, f"the header of {path}", "train again")
+        if facts["model"]["num_classes"] != len(facts["classes"]):
+            raise UserError(f"the header of {path} lists {len(facts['classes'])} classes", fix="train again")
+    return facts
+
+
+def read_header(path: Path) -> Any:
+    """Return what a safetensors file of ours keeps in its header, None for a file of somebody else.
+
+    Raises:
+        UserError: it is damaged.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get(METADATA_KEY)
-        return None if metadata is None else json.loads(metadata)
-    except (SafetensorError, OSError, ValueError):
-        return None  # whoever loads it says what is wrong
+        return None if metadata is None else parse_json(metadata)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({first_line(error, 160)})", fix="make it again") from error
 
 
 def load_initial_weights(model: Classifier, path: Path, *, head: bool = True, flag: str = "--weights") -> WeightsReport:
@@ -173,9 +227,14 @@ def load_resume(path: Path, device: torch.device) -> dict[str, Any]:
         UserError: the file is damaged.
     """
     try:
-        return _load_plain(path, device)
+        return load_plain(path, device)
     except Exception as error:  # a damaged file makes the reader raise almost anything
-        raise UserError(f"{path} is damaged ({first_line(error, 160)})", fix="start again with --overwrite") from error
+        raise damaged_resume(path, error) from error
+
+
+def damaged_resume(path: Path, error: Exception) -> UserError:
+    """Return what to say of a file of ``save_resume`` that cannot be used."""
+    return UserError(f"{path} is damaged ({first_line(error, 160)})", fix="start again with --overwrite")
 
 
 def _read_tensors(path: Path, flag: str) -> dict[str, Tensor]:
@@ -184,7 +243,7 @@ def _read_tensors(path: Path, flag: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = _load_plain(path, torch.device("cpu"))
+        content = load_plain(path, torch.device("cpu"))
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{flag} {path}: not a plain state dict; loading it could run code", fix="save it as safetensors"
@@ -201,8 +260,12 @@ def _read_tensors(path: Path, flag: str) -> dict[str, Tensor]:
     raise UserError(f"{flag} {path}: holds no tensors", fix="give a state dict or safetensors file")
 
 
-def _load_plain(path: Path, device: torch.device) -> Any:
-    """Read a torch file that holds tensors and plain values only."""
+def load_plain(path: Path, device: torch.device) -> Any:
+    """Read a torch file of tensors and plain values only, none compressed: a little could become much."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
+                raise ValueError("its parts are compressed, as PyTorch never writes them")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols of files that are refused anyway
         return torch.load(path, map_location=device, weights_only=True)

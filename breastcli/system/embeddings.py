@@ -14,7 +14,8 @@ from torch import Tensor
 
 from breastcli.data.augment import Augmentation, dihedral
 from breastcli.data.loading import load_batches, to_network
-from breastcli.data.store import PreparedData, embeddings_file
+from breastcli.data.store import PreparedData, embeddings_file, open_array
+from breastcli.errors import UserError
 from breastcli.files import replacing
 from breastcli.models import Classifier, ModelOptions
 from breastcli.system.runtime import autocast
@@ -131,13 +132,16 @@ def _key(model: Classifier, options: ModelOptions, data: PreparedData, arithmeti
 def _read(file: Path, num_rows: int) -> np.ndarray | None:
     """Return a cached table, or None where there is none that can be used."""
     try:
-        table = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        table = open_array(file)
+    except UserError:
         return None
-    return table if table.ndim == 2 and len(table) == num_rows and table.dtype == np.float32 else None
+    return np.array(table) if table.ndim == 2 and len(table) == num_rows and table.dtype == np.float32 else None
 
 
 def _write(file: Path, table: np.ndarray) -> None:
+    if file.parent.is_symlink():  # what it leads to may be somebody's
+        logger.warning("embeddings are not kept: %s is a link", file.parent)
+        return
     try:
         file.parent.mkdir(exist_ok=True)
         with replacing(file) as temporary, temporary.open("wb") as stream:

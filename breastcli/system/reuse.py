@@ -16,6 +16,7 @@ from breastcli.data.store import PreparedData
 from breastcli.errors import UserError
 from breastcli.files import read_json
 from breastcli.records import Predictions
+from breastcli.shapes import check_shape
 from breastcli.system.runfolder import BEST, METRICS, PREDICTIONS, Run
 
 READ_AT_ONCE = 1 << 20  # bytes of a file that is hashed
@@ -85,11 +86,14 @@ def refuse_stale(folder: Path, document: dict[str, Any]) -> None:
     Raises:
         UserError: it is stale.
     """
+    fix = "evaluate again with --overwrite"
+    check_shape(document, {"predictions?": (dict, None)}, folder / METRICS, fix)
     known = document.get("predictions")
     if not known:
         return  # of an older version, which did not keep it
+    check_shape(known, {"sha256": str, "weights?": dict}, folder / METRICS, fix)
     if known["sha256"] != _hash_of(folder / PREDICTIONS):
-        raise UserError(f"{folder / PREDICTIONS} is not what was evaluated", fix="evaluate again with --overwrite")
+        raise UserError(f"{folder / PREDICTIONS} is not what was evaluated", fix)
     for run, weights in known.get("weights", {}).items():
         best = Path(run) / BEST
         if best.is_file() and _hash_of(best) != weights:
@@ -97,22 +101,25 @@ def refuse_stale(folder: Path, document: dict[str, Any]) -> None:
             raise UserError(f"{run} has other weights than when {folder} was written", fix=fix)
 
 
-def find_predictions(run: Run, split: str, key: str) -> Predictions | None:
+def find_predictions(run: Run, split: str, key: str, ids: np.ndarray) -> Predictions | None:
     """Return what an earlier evaluation in the run's own folder predicted under the same key, or None.
 
-    A file that was changed since is not taken.
+    A file that was changed since, or is of other images than ``ids`` (N,), is not taken.
     """
     folder = run.folder / "evaluate" / split
     try:
         known = read_json(folder / METRICS)["predictions"]
         if known["key"] == key and known["sha256"] == _hash_of(folder / PREDICTIONS):
-            return Predictions.from_csv(folder / PREDICTIONS)
+            found = Predictions.from_csv(folder / PREDICTIONS)
+            return found if np.array_equal(found.image_ids, ids) else None
     except (UserError, OSError, KeyError, TypeError):
         pass  # there is none, or it is of an older version
     return None
 
 
 def _hash_of(file: Path) -> str:
+    if not file.is_file():
+        raise UserError(f"{file}: no such file", fix="evaluate again with --overwrite")
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(READ_AT_ONCE):

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,9 +23,12 @@ from breastcli import __version__
 from breastcli.config import JobConfig, TrainConfig
 from breastcli.configfile import read_section, resolve, to_yaml
 from breastcli.data.store import PreparedData, difference
-from breastcli.errors import UserError
-from breastcli.files import read_json, write_csv, write_json, write_text
+from breastcli.errors import UsageError, UserError, visible
+from breastcli.files import read_json, remove_files, write_csv, write_json, write_text
+from breastcli.shapes import check_shape
 from breastcli.system.runtime import describe_device
+
+Config = TypeVar("Config", bound=JobConfig)
 
 RUNS = Path("runs")
 INFO, CONFIG, HISTORY, TIMING = "run.json", "config.yaml", "history.csv", "timing.csv"
@@ -33,12 +37,17 @@ LOG = "log.txt"
 FACTS = tuple(name.replace(".safetensors", ".json") for name in (BEST, LAST))
 TRAINED = (BEST, LAST, *FACTS, RESUME, HISTORY, TIMING, "curves.png", "report.html")
 METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
-EXPLANATION, MAPS = "explain.json", "saliency.npz"
+EXPLANATION, MAPS, PANELS = "explain.json", "saliency.npz", "panels"
 EXPLAINED = (EXPLANATION, MAPS, "localisation.csv", "faithfulness.csv", "gallery.png", "comparison.png")
 EMBEDDING_PLOT = "embedding.png"
 STRESS_TABLE, STRESS_PLOT = "stress.csv", "stress.png"
 PLOTS = ("confusion.png", "roc.png", "precision_recall.png", "reliability.png", "patients.png", EMBEDDING_PLOT)
 EVALUATED = (METRICS, PREDICTIONS, *PLOTS, STRESS_TABLE, STRESS_PLOT)
+INFO_SHAPE = {
+    **dict.fromkeys(("command", "status", "started", "device"), str),
+    "dataset": {"name": str, "fingerprint": str, "split_fingerprint": str},
+    "processes?": int,
+}
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow", "safetensors")
 
 
@@ -84,13 +93,41 @@ def find_run(name: str) -> Run:
         UserError: there is no such run.
     """
     folder = _latest() if name == "latest" else Path(name)
+    info = read_info(folder, "train")
+    return Run(folder, info, read_config(folder, TrainConfig, "train"))
+
+
+def read_info(folder: Path, command: str) -> dict[str, Any]:
+    """Return the contents of ``run.json`` of a run of one command.
+
+    Raises:
+        UserError: there is no such run, or the file is damaged.
+    """
+    fix = f"give a folder that breastcli {command} wrote"
     if not (folder / INFO).is_file() or not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} is not a run folder", fix="give a folder that breastcli train wrote, or latest")
+        raise UserError(f"{folder} is not a run folder", fix=f"{fix}, or latest" if command == "train" else fix)
     info = read_json(folder / INFO)
-    if info.get("command") != "train":
-        raise UserError(f"{folder} is a run of {info.get('command')}", fix="give a folder that breastcli train wrote")
-    config = resolve(TrainConfig, read_section(folder / CONFIG, "train"), {})
-    return Run(folder, info, config)
+    check_shape(info, {"command": str}, folder / INFO, fix)
+    if info["command"] != command:
+        raise UserError(f"{folder} is a run of {info['command']}", fix)
+    check_shape(info, INFO_SHAPE, folder / INFO, fix)
+    return info
+
+
+def read_config(folder: Path, kind: type[Config], job: str) -> Config:
+    """Return the configuration that a run was begun with.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path, fix = folder / CONFIG, "put it right, or start the run again"
+    try:
+        section = read_section(path, job)
+        if not section:
+            raise UserError(f"{path} has no section {job!r}", fix)
+        return resolve(kind, section, {})
+    except UsageError as error:  # of the file, not of this command
+        raise UserError(f"{path} is damaged ({error})", fix) from error
 
 
 def remove_explanation(folder: Path) -> None:
@@ -102,23 +139,23 @@ def remove_explanation(folder: Path) -> None:
         panels = [str(one["panel"]) for one in document["images"]]
     except (UserError, KeyError, TypeError):
         panels = []  # a damaged one
-    for name in [*panels, *EXPLAINED]:
-        if ".." not in Path(name).parts and not Path(name).is_absolute():
-            (folder / name).unlink(missing_ok=True)
+    panels = [name for name in panels if re.fullmatch(rf"{PANELS}/[^/]+\.png", name)]  # the document may be anybody's
+    remove_files(folder, [*panels, *EXPLAINED])
 
 
 def remove_results(folder: Path) -> None:
     """Remove what an earlier training, its evaluations and explanations wrote into a run folder; nothing else."""
     for explanation in folder.glob(f"explain/*/{EXPLANATION}"):
-        remove_explanation(explanation.parent)
-    evaluations = [path / name for path in folder.glob("evaluate/*") for name in EVALUATED]
-    for path in [*(folder / name for name in TRAINED), *evaluations]:
-        path.unlink(missing_ok=True)
+        if explanation.resolve().is_relative_to(folder.resolve()):
+            remove_explanation(explanation.parent)
+    splits = [path.relative_to(folder) for path in folder.glob("evaluate/*")]
+    evaluations = [str(split / name) for split in splits for name in EVALUATED]
+    remove_files(folder, [*TRAINED, *evaluations])
 
 
 def _is_of_train(info: Path) -> bool:
     try:
-        return read_json(info)["command"] == "train"
+        return bool(read_json(info)["command"] == "train")
     except (UserError, KeyError, TypeError):
         return False  # a damaged one
 
@@ -176,11 +213,20 @@ def recorded_run(
         write_json(folder / INFO, info)
 
 
+class _OneLine(logging.Formatter):
+    """Writes file names as escapes where they would break the line or the encoding."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Append what breastcli logs to a file."""
+    """Append what breastcli logs to a file, a line for each record whatever is in it."""
+    if path.is_symlink():
+        path.unlink()  # what it leads to is somebody's
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("breastcli")
     level = logger.level
     logger.setLevel(logging.INFO)

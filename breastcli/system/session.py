@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,12 @@ from breastcli.models.freezing import freeze
 from breastcli.parsing import parse_magnification
 from breastcli.progress import Progress
 from breastcli.system.batch_norm import share_batch_norm
+from breastcli.system.checkpoint import damaged_resume, described_options
 from breastcli.system.distributed import ALONE, Processes
 from breastcli.system.embeddings import embed_rows, views_of
 from breastcli.system.extra import describe_extra, join_extra
 from breastcli.system.feeding import EmbeddingFeed, Feed, ImageFeed
+from breastcli.system.runfolder import RESUME
 from breastcli.system.runtime import resolve_precision, seed_everything
 from breastcli.system.training import Session, check_shares, make_optimizer
 from breastcli.system.transfer import load_start
@@ -93,9 +96,12 @@ def _build(
         options = complete(_model_options(config, data))
         model = build_model(options, pretrained=config.pretrained)
         return model, options, load_start(model, config, data.card)
-    options = ModelOptions(**saved["options"])
-    model = build_model(options)
-    model.load_state_dict(saved["model"])
+    try:
+        options = described_options(saved["options"])
+        model = build_model(options)
+        model.load_state_dict(saved["model"])
+    except Exception as error:  # what is in a damaged file makes torch raise almost anything
+        raise damaged_resume(Path(config.out or "") / RESUME, error) from error
     return model, options, saved["ancestors"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -108,13 +109,61 @@ def find_dataset(name: str, raw: Path) -> DataSet:
 def image_files(root: Path) -> list[Path]:
     """Return every file below ``root``, none of it hidden, whose name ends like an image's, in path order.
 
+    Links to files are followed wherever they lead; links to folders are not, so that no loop can be entered.
+
+    Raises:
+        UserError: ``root`` is not a folder.
+    """
+    return survey(root)[0]
+
+
+def survey(root: Path) -> tuple[list[Path], list[Rejection]]:
+    """Return ``image_files`` and what lies among them that cannot be read as a file or is not entered as a folder.
+
     Raises:
         UserError: ``root`` is not a folder.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder", fix="give the folder of the raw data set")
-    files = (path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    return sorted(path for path in files if not any(name.startswith(".") for name in path.relative_to(root).parts))
+    files: list[Path] = []
+    obstacles: list[Rejection] = []
+    folders = [root]
+    while folders:  # not by recursion, which nesting could exhaust
+        folder = folders.pop()
+        try:
+            inside = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        except OSError as error:
+            if folder == root:
+                raise UserError(f"cannot read {root}: {error.strerror}", fix="check who may read it") from error
+            obstacles.append(Rejection(shown_below(root, folder), f"a folder that cannot be read ({error.strerror})"))
+            continue
+        for entry in inside:
+            path = Path(entry.path)
+            is_image, reason = _look_at(entry, path)
+            if is_image:
+                files.append(path)
+            elif reason:
+                obstacles.append(Rejection(shown_below(root, path), reason))
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append(path)
+    return sorted(files), sorted(obstacles, key=lambda one: one.path)
+
+
+def _look_at(entry: os.DirEntry[str], path: Path) -> tuple[bool, str]:
+    """Return whether a folder's entry is a file named like an image, and what keeps it from being used, or ""."""
+    try:
+        if entry.is_symlink() and entry.is_dir():
+            return False, "a link to a folder, which is not followed"
+        if path.suffix.lower() not in IMAGE_SUFFIXES or entry.is_dir():
+            return False, ""
+        return (True, "") if entry.is_file() else (False, "neither a file nor a link to one")
+    except OSError as error:
+        return False, f"cannot be read ({error.strerror})"
+
+
+def shown_below(root: Path, path: Path) -> str:
+    """Return a path below ``root`` as a table can hold it: bytes that are no UTF-8 are written as escapes."""
+    return path.relative_to(root).as_posix().encode(errors="backslashreplace").decode()
 
 
 def sort_files(
@@ -126,10 +175,9 @@ def sort_files(
         UserError: none is an image of the data set; ``fix`` says what to do.
     """
     records: dict[str, ImageRecord] = {}
-    rejected: list[Rejection] = []
+    rejected = survey(root)[1]
     for file in files:
-        path = file.relative_to(root).as_posix()
-        shown = path.encode(errors="backslashreplace").decode()
+        path, shown = file.relative_to(root).as_posix(), shown_below(root, file)
         record = describe(path)
         if shown != path:  # bytes that are no UTF-8 could be written to no manifest
             rejected.append(Rejection(shown, "its name is not UTF-8"))
