@@ -23,7 +23,7 @@ from breastcli.benchmarks.startup import time_help
 from breastcli.benchmarks.timing import Pair
 from breastcli.config import BenchmarkConfig
 from breastcli.errors import UsageError, UserError, first_line
-from breastcli.files import claim_folder, write_csv, write_json
+from breastcli.files import claimed_folder, write_csv, write_json
 from breastcli.options import flag_of
 from breastcli.parsing import parse_magnification
 from breastcli.progress import SILENT, Progress
@@ -78,7 +78,15 @@ def benchmark(config: BenchmarkConfig, progress: Progress = SILENT) -> Benchmark
     _check_options(config, trains)
     setting = _setting(config)
     hint = "use --resume, --overwrite or another --out" if trains else "use --overwrite or another --out"
-    claim_folder(out, allowed=config.overwrite or (trains and config.resume), hint=hint)
+    with claimed_folder(out, allowed=config.overwrite or (trains and config.resume), hint=hint):
+        document = _measure(config, setting, compared, out, trains, progress)
+    return BenchmarkResult(out, document, time.monotonic() - started)
+
+
+def _measure(
+    config: BenchmarkConfig, setting: Setting, compared: list[str], out: Path, trains: bool, progress: Progress
+) -> dict[str, Any]:
+    """Do the work in a claimed folder; return ``benchmark.json``."""
     (out / DOCUMENT).unlink(missing_ok=True)  # it would speak of runs that are trained anew
     archs = _archs(config)
     described = [describe_network(arch, setting) for arch in archs]  # first, because it finds misspelt names
@@ -102,7 +110,7 @@ def benchmark(config: BenchmarkConfig, progress: Progress = SILENT) -> Benchmark
         "conventions": list(CONVENTIONS) if networks else [],
     }
     _write(out, document)
-    return BenchmarkResult(out, document, time.monotonic() - started)
+    return document
 
 
 def _check_options(config: BenchmarkConfig, trains: bool) -> None:
@@ -237,7 +245,7 @@ def _write(out: Path, document: dict[str, Any]) -> None:
     if document["convergence"]:
         for name, plot in PLOTS.items():
             plot(document["convergence"], out / name, stamp=document["protocol"]["stamp"])
-    write_json(out / DOCUMENT, document)
+    write_json(out / DOCUMENT, document, durable=True)
 
 
 def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

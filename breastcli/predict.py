@@ -83,7 +83,7 @@ def predict(config: PredictConfig, progress: Progress = SILENT) -> PredictResult
     probs = log_probs.exp().numpy()
     predicted = probs.argmax(axis=1) if threshold is None else (probs[:, 1] >= threshold).astype(np.int64)
     predictions = _describe(reader.kept, classes, probs, predicted, threshold, facts["dataset"]["name"])
-    with replacing(out) as temporary:
+    with replacing(out, durable=True) as temporary:
         predictions.to_csv(temporary)
     known = all(predictions.column("patient"))
     patients = predictions.by_patient("mean") if known else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from breastcli.data.store import (
     write_manifest,
 )
 from breastcli.errors import LeakError, UsageError, UserError
-from breastcli.files import claim_folder, read_csv, read_json, write_json
+from breastcli.files import claimed_folder, read_csv, read_json, sync, write_json
 from breastcli.options import flag_of
 from breastcli.parsing import parse_classes, parse_magnification, parse_ratio
 from breastcli.progress import SILENT, Progress
@@ -94,10 +95,25 @@ def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult
     kept = parse_classes(config.classes, (*adapter.subtypes, *adapter.classes))
     if config.audit and (out / MANIFEST).exists():
         raise UserError(f"--audit: {out} is a prepared folder", fix="choose another --out")
-    # With work in progress a finished folder is what an interrupted --overwrite was about to replace.
-    if config.resume and (out / MANIFEST).is_file() and not (out / PARTIAL / IMAGES).is_file():
-        return _already_finished(out, _options(config, adapter), strict=config.strict)
-    _claim(out, config)
+    if finished := _find_finished(out, config, adapter):
+        return finished
+    chosen = (magnification, ratio, kept)
+    with _claimed(out, config):
+        made = _prepare(adapter, raw, out, *chosen, config, progress)
+    return dataclasses.replace(made, seconds=time.monotonic() - started)
+
+
+def _prepare(
+    adapter: DataSet,
+    raw: Path,
+    out: Path,
+    magnification: str | None,
+    ratio: tuple[int, int, int],
+    kept: tuple[str, ...],
+    config: PrepareConfig,
+    progress: Progress,
+) -> PrepareResult:
+    """Do the work in a claimed folder."""
     scan = _scan(adapter, raw, out)
     wanted, notes = _wanted(scan.records, raw, magnification, kept, adapter, config)
     level = known_level(wanted, config.group_by)
@@ -119,8 +135,7 @@ def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult
         remove_partial(out)
     else:
         _finish(out, checked.array, rows, card)
-    seconds = time.monotonic() - started
-    return PrepareResult(out, card, checked.audit, checked.rejected, seconds, leak)
+    return PrepareResult(out, card, checked.audit, checked.rejected, 0.0, leak)
 
 
 def _raw_folder(config: PrepareConfig, out: Path, progress: Progress) -> tuple[DataSet, Path]:
@@ -130,17 +145,18 @@ def _raw_folder(config: PrepareConfig, out: Path, progress: Progress) -> tuple[D
     raw = Path(config.raw if config.raw is not None else f"{out}-raw")
     adapter = find_dataset(config.dataset, raw)
     if adapter.draw is not None and not adapter.recognises(raw):
-        claim_folder(raw, allowed=config.resume or config.overwrite, hint="choose another folder, or --overwrite")
-        progress.begin("drawing", config.draw, "images")
-        adapter.draw(raw, num_images=config.draw, seed=config.seed, on_drawn=lambda: progress.advance("drawing"))
+        allowed = config.resume or config.overwrite
+        with claimed_folder(raw, allowed=allowed, hint="choose another folder, or --overwrite"):
+            progress.begin("drawing", config.draw, "images")
+            adapter.draw(raw, num_images=config.draw, seed=config.seed, on_drawn=lambda: progress.advance("drawing"))
     return adapter, raw
 
 
-def _claim(out: Path, config: PrepareConfig) -> None:
-    """Create the output folder, or refuse one that holds something; an audit resumes only in a folder of its own."""
+def _claimed(out: Path, config: PrepareConfig) -> AbstractContextManager[None]:
+    """Take the output folder, or refuse one that holds something; an audit resumes only in a folder of its own."""
     ours = not config.audit or (out / PARTIAL).is_dir() or _holds_audit(out)
     hint = "use --resume, --overwrite or another --out" if ours else "use --overwrite or another --out"
-    claim_folder(out, allowed=config.overwrite or (config.resume and ours), hint=hint)
+    return claimed_folder(out, allowed=config.overwrite or (config.resume and ours), hint=hint)
 
 
 def _holds_audit(folder: Path) -> bool:
@@ -207,6 +223,19 @@ def _options(config: PrepareConfig, adapter: DataSet) -> dict[str, Any]:
     return {"dataset": adapter.name, **{name: getattr(config, name) for name in names}}
 
 
+def _find_finished(out: Path, config: PrepareConfig, adapter: DataSet) -> PrepareResult | None:
+    """Return what ``--resume`` finds finished; None where there is work to do."""
+    # With work in progress a finished folder is what an interrupted --overwrite was about to replace.
+    if not config.resume or not (out / MANIFEST).is_file() or (out / PARTIAL / IMAGES).is_file():
+        return None
+    try:
+        return _already_finished(out, _options(config, adapter), strict=config.strict)
+    except UserError:
+        if config.overwrite:
+            return None  # likewise, interrupted before it had any
+        raise
+
+
 def _already_finished(out: Path, options: dict[str, Any], *, strict: bool) -> PrepareResult:
     data = PreparedData.open(out)
     if data.card.get("synthetic"):
@@ -218,6 +247,8 @@ def _already_finished(out: Path, options: dict[str, Any], *, strict: bool) -> Pr
         raise UserError(f"{out} was prepared with another {flag_of(changed)}", fix="use --overwrite or another --out")
     logger.warning("%s is already finished", out)
     rejected = [Rejection(row["path"], row["reason"]) for row in read_csv(out / REJECTED)]
+    if len(rejected) != data.card["num_rejected"]:
+        raise UserError(f"{out / REJECTED} was changed after prepare", fix="run prepare again")
     if strict:
         refuse_rejected(rejected, out / REJECTED)
     return PrepareResult(out, data.card, Audit.from_json(read_json(out / AUDIT)), rejected, 0.0)
@@ -350,8 +381,9 @@ def _finish(out: Path, array: Path, rows: list[PreparedRecord], card: dict[str, 
     finished = array.with_name(STAINED) if card["stain"] else array
     draw_splits(finished, rows, card, out / CONTACT_SHEET)
     # From here until the manifest is written the folder counts as unfinished, whatever it held before.
+    sync(finished)
     (out / MANIFEST).unlink(missing_ok=True)
-    write_json(out / CARD, card)
+    write_json(out / CARD, card, durable=True)
     _move_audit(out)
     finished.replace(out / IMAGES)
     write_manifest(out, rows)

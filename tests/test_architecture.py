@@ -26,6 +26,7 @@ LAYERS = {
             "files",
             "progress",
             "launch",
+            "locks",
             "__init__",
         ),
         0,

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from breastcli.data.audit import PreparedRecord
-from breastcli.errors import UserError
-from breastcli.files import read_csv, read_json, write_csv
+from breastcli.errors import UserError, first_line
+from breastcli.files import read_csv, read_json, write_csv, writing
 from breastcli.records import ImageRecord
 
 CARD, MANIFEST, IMAGES = "dataset.json", "manifest.csv", "images.npy"
@@ -62,7 +62,7 @@ def write_manifest(folder: Path, rows: Sequence[PreparedRecord]) -> None:
         fold = "" if row.fold is None else row.fold
         return [*known, row.split, fold, row.width_px, row.height_px, row.pixel_hash, int(row.stain_fallback)]
 
-    write_csv(folder / MANIFEST, [*RECORD_FIELDS, *OTHER_ROW_FIELDS], map(values, rows))
+    write_csv(folder / MANIFEST, [*RECORD_FIELDS, *OTHER_ROW_FIELDS], map(values, rows), durable=True)
 
 
 def read_manifest(path: Path) -> list[PreparedRecord]:
@@ -136,6 +136,7 @@ class PreparedData:
             state = "is unfinished" if unfinished else "is not a prepared folder"
             fix = "run the same prepare with --resume" if unfinished else "run breastcli prepare, or pass --data"
             raise UserError(f"{folder} {state}", fix=fix)
+        begun = _identity(folder / MANIFEST)
         card = read_json(folder / CARD)
         if not isinstance(card, dict) or card.get("format") != FORMAT:
             raise UserError(f"{folder / CARD} is of another version of breastcli", fix="run prepare again")
@@ -148,6 +149,11 @@ class PreparedData:
         images = folder / IMAGES
         if not images.is_file() or images.stat().st_size != expected:
             raise UserError(f"{images} is missing or truncated", fix="run prepare again")
+        # From now on what is mapped stays, whatever takes its name. The manifest is the last file written and the first
+        # removed, so if it is the same still, all that was read in between belongs to it.
+        data._check_images(images)
+        if _identity(folder / MANIFEST) != begun:
+            raise UserError(f"{folder} was overwritten while it was opened", fix="start again")
         return data
 
     @property
@@ -169,6 +175,15 @@ class PreparedData:
     def images(self) -> np.ndarray:
         """(N, size, size, 3) uint8, memory-mapped and read-only."""
         return np.load(self.folder / IMAGES, mmap_mode="r", allow_pickle=False)
+
+    def _check_images(self, file: Path) -> None:
+        """Map the images, refusing a file that does not hold what the card says."""
+        try:
+            found = (self.images.dtype, self.images.shape)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{file} is damaged ({first_line(error, 160)})", fix="run prepare again") from error
+        if found != (np.uint8, (len(self.rows), self.size_px, self.size_px, 3)):
+            raise UserError(f"{file} does not hold the images of {self.folder / MANIFEST}", fix="run prepare again")
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -221,6 +236,15 @@ class PreparedData:
         return named[split]
 
 
+def _identity(file: Path) -> tuple[int, int, int] | None:
+    """Return what tells a file from another of its name, or None where there is none."""
+    try:
+        known = file.stat()
+    except FileNotFoundError:
+        return None
+    return known.st_ino, known.st_mtime_ns, known.st_size
+
+
 def read_chunks(path: Path, num_images: int, size_px: int, chunk: int) -> Iterator[np.ndarray]:
     """Read an array file in chunks of images without mapping it, so that memory use stays flat."""
     with path.open("rb") as file:
@@ -234,7 +258,7 @@ def read_chunks(path: Path, num_images: int, size_px: int, chunk: int) -> Iterat
 def keep_images(path: Path, kept: Sequence[bool], size_px: int) -> Path:
     """Write the images of an array file that are to be kept into ``kept.npy`` beside it; the file itself stays."""
     target = path.with_name("kept.npy")
-    with target.open("wb") as file:
+    with writing(target), target.open("wb") as file:
         write_header(file, sum(kept), size_px)
         for image, wanted in zip(read_chunks(path, len(kept), size_px, 1), kept, strict=True):
             if wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,8 +13,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from breastcli.config import JOBS, SPLITS
-from breastcli.errors import UserError
-from breastcli.files import read_csv, read_json, write_text
+from breastcli.errors import UserError, WriteError
+from breastcli.files import read_csv, read_json, replacing
 from breastcli.metrics.calibration import TITLES as CALIBRATION
 from breastcli.metrics.classification import METRICS
 from breastcli.records import stamp_of
@@ -32,6 +33,8 @@ from breastcli.reporting.parts import (
     stamp_on_tables,
 )
 from breastcli.reporting.synthesis_section import read_synthesis
+
+logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
 FINISHED = ("finished", "done", "complete")
@@ -86,10 +89,10 @@ def write_report(folder: Path) -> Path:
         folder: a run folder; everything in it may be missing.
 
     Returns:
-        the page's path.
+        the page's path; in a folder that cannot be written there may be none, which is warned of.
 
     Raises:
-        UserError: the folder is missing, or a file in it is damaged.
+        UserError: the folder is missing, a file in it is damaged, or the page cannot be written.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder", fix="pass a run folder")
@@ -100,8 +103,15 @@ def write_report(folder: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template(f"{REPORT}.j2").render(_page_values(folder))
-    write_text(folder / REPORT, page)
+    template = environment.get_template(f"{REPORT}.j2")
+    try:
+        # Read while no other job writes the page, so that the last one shows what all have left.
+        with replacing(folder / REPORT) as temporary:
+            temporary.write_text(template.render(_page_values(folder)), encoding="utf-8")
+    except WriteError as error:
+        if not error.read_only:
+            raise
+        logger.warning("the report stays as it is: %s", error)
     return folder / REPORT
 
 

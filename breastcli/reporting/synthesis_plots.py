@@ -5,6 +5,7 @@ Images are shown pixel by pixel as far as they fit, so that nobody takes the smo
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -93,16 +94,22 @@ def write_film(
 
 
 def _frames(files: Sequence[Path], side_px: int) -> Iterator[Image.Image]:
-    """Yield pictures of one size, each with its own palette; a smaller one has white on its right and below."""
-    sizes = []
+    """Yield pictures of one size, each with its own palette; a smaller one has white on its right and below.
+
+    A damaged one is left out: the film is for looking at.
+    """
+    sizes = {}
     for file in files:
-        with Image.open(file) as picture:
-            sizes.append(picture.size)
-    width, height = (max(lengths) for lengths in zip(*sizes, strict=True))
-    for file in files:
+        with contextlib.suppress(OSError), Image.open(file) as picture:
+            sizes[file] = picture.size
+    width, height = (max(lengths) for lengths in zip(*sizes.values(), strict=True))
+    for file in sizes:
         frame = Image.new("RGB", (width, height), "white")
-        with Image.open(file) as picture:
-            frame.paste(picture.convert("RGB"))
+        try:
+            with Image.open(file) as picture:
+                frame.paste(picture.convert("RGB"))
+        except OSError:
+            continue
         frame.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
         yield frame.quantize(256)
 

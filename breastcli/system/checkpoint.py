@@ -72,7 +72,7 @@ def save_checkpoint(path: Path, model: Classifier, options: ModelOptions, facts:
 def write_weights(path: Path, network: nn.Module, known: dict[str, Any]) -> None:
     """Write a network's tensors as safetensors with what is known of them in the header, and as JSON beside it."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    with replacing(path) as temporary:
+    with replacing(path, durable=True) as temporary:
         # Written by ourselves, because safetensors' own writer ignores the user's umask.
         temporary.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(known)}))
     write_json(path.with_suffix(".json"), known)
@@ -87,14 +87,15 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[Classifier, dict[
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint", fix="finish or --resume the training first")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:  # once, because a training may replace it at any time
             metadata = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
         if metadata is None:
             raise UserError(f"{path} was not written by breastcli", fix="use it with train --weights instead")
         facts = json.loads(metadata)
         options = ModelOptions(**facts["model"])
         model = build_model(options)
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path} is damaged ({first_line(error, 160)})", fix="train again") from error
     model = model.to(device=device, memory_format=torch.channels_last)
@@ -161,9 +162,17 @@ def load_initial_weights(model: Classifier, path: Path, *, head: bool = True, fl
 
 
 def save_resume(path: Path, values: dict[str, Any]) -> None:
-    """Write everything that a resumed run needs: tensors and plain values only."""
-    with replacing(path) as temporary:
-        torch.save(values, temporary)
+    """Write everything that a resumed run needs: tensors and plain values only.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    with replacing(path, durable=True) as temporary:
+        try:
+            with temporary.open("wb") as file:
+                torch.save(values, file)
+        except RuntimeError as error:  # torch hides what the system said behind what it makes of it
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def load_resume(path: Path, device: torch.device) -> dict[str, Any]:

@@ -20,10 +20,11 @@ import torch
 
 from breastcli import __version__
 from breastcli.config import JobConfig, TrainConfig
-from breastcli.configfile import read_section, resolve, to_yaml
+from breastcli.configfile import Config, job_of, read_section, resolve, to_yaml
 from breastcli.data.store import PreparedData, difference
-from breastcli.errors import UserError
-from breastcli.files import read_json, write_csv, write_json, write_text
+from breastcli.errors import UserError, WriteError
+from breastcli.files import read_json, remove_written, write_csv, write_json, write_text, writing
+from breastcli.locks import locked
 from breastcli.system.runtime import describe_device
 
 RUNS = Path("runs")
@@ -31,7 +32,8 @@ INFO, CONFIG, HISTORY, TIMING = "run.json", "config.yaml", "history.csv", "timin
 BEST, LAST, RESUME = "checkpoints/best.safetensors", "checkpoints/last.safetensors", "checkpoints/resume.pt"
 LOG = "log.txt"
 FACTS = tuple(name.replace(".safetensors", ".json") for name in (BEST, LAST))
-TRAINED = (BEST, LAST, *FACTS, RESUME, HISTORY, TIMING, "curves.png", "report.html")
+# What a training writes; first what --resume goes on from, so that a run that was removed in part is not gone on with.
+TRAINED = (RESUME, BEST, LAST, *FACTS, HISTORY, TIMING, "curves.png", "report.html")
 METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
 EXPLANATION, MAPS = "explain.json", "saliency.npz"
 EXPLAINED = (EXPLANATION, MAPS, "localisation.csv", "faithfulness.csv", "gallery.png", "comparison.png")
@@ -87,22 +89,49 @@ def find_run(name: str) -> Run:
     info = read_json(folder / INFO)
     if info.get("command") != "train":
         raise UserError(f"{folder} is a run of {info.get('command')}", fix="give a folder that breastcli train wrote")
-    config = resolve(TrainConfig, read_section(folder / CONFIG, "train"), {})
-    return Run(folder, info, config)
+    return Run(folder, info, read_config(folder, TrainConfig))
+
+
+@contextlib.contextmanager
+def reading_run(run: Run) -> Iterator[Run]:
+    """Keep a run from being trained on or overwritten until the block ends; yield it as it is then.
+
+    Raises:
+        UserError: it is being trained.
+    """
+    with locked(run.folder, shared=True):
+        yield find_run(str(run.folder))
+
+
+def read_config(folder: Path, kind: type[Config]) -> Config:
+    """Return how a run was configured: what ``run.json`` says of it, in older runs ``config.yaml``.
+
+    Raises:
+        UserError: the file is missing, damaged or of another job.
+    """
+    info = read_json(folder / INFO)
+    known = info.get("config") if isinstance(info, dict) else None
+    return resolve(kind, read_section(folder / CONFIG, job_of(kind)) if known is None else known, {})
 
 
 def remove_explanation(folder: Path) -> None:
-    """Remove what ``explain`` wrote into a folder, finished or not; nothing where its ``explain.json`` is missing."""
+    """Remove what ``explain`` wrote into a folder, finished or not; nothing where its ``explain.json`` is missing.
+
+    That file goes last: without it, what is left would count as somebody else's.
+    """
     if not (folder / EXPLANATION).is_file():
         return
+    for name in [*panels_of(folder), *reversed(EXPLAINED)]:
+        remove_written(folder / name)
+
+
+def panels_of(folder: Path) -> list[str]:
+    """Return the panels that a folder's ``explain.json`` names, and that lie below it; none where it is damaged."""
     try:
-        document = read_json(folder / EXPLANATION)
-        panels = [str(one["panel"]) for one in document["images"]]
+        names = [str(one["panel"]) for one in read_json(folder / EXPLANATION)["images"]]
     except (UserError, KeyError, TypeError):
-        panels = []  # a damaged one
-    for name in [*panels, *EXPLAINED]:
-        if ".." not in Path(name).parts and not Path(name).is_absolute():
-            (folder / name).unlink(missing_ok=True)
+        return []
+    return [name for name in names if ".." not in Path(name).parts and not Path(name).is_absolute()]
 
 
 def remove_results(folder: Path) -> None:
@@ -111,7 +140,7 @@ def remove_results(folder: Path) -> None:
         remove_explanation(explanation.parent)
     evaluations = [path / name for path in folder.glob("evaluate/*") for name in (METRICS, PREDICTIONS, *PLOTS)]
     for path in [*(folder / name for name in TRAINED), *evaluations]:
-        path.unlink(missing_ok=True)
+        remove_written(path)
 
 
 def _is_of_train(info: Path) -> bool:
@@ -156,28 +185,42 @@ def recorded_run(
         "versions": versions(),
         "git": git_state(),
         **facts,
+        "config": dataclasses.asdict(config),  # here too, because the two files could come to differ
         "dataset": dict(card),
     }
+
+    def end(status: str) -> None:
+        info.update(status=status, seconds=round(time.monotonic() - started, 1))
+        write_json(folder / INFO, info, durable=True)
+
     write_text(folder / CONFIG, to_yaml(config))
-    write_json(folder / INFO, info)
+    write_json(folder / INFO, info, durable=True)
     try:
         yield info
-        info["status"] = "finished"
-    except KeyboardInterrupt:
-        info["status"] = "interrupted"
+    except BaseException as error:
+        with contextlib.suppress(WriteError):  # what stopped the job says more
+            end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
-    except BaseException:
-        info["status"] = "failed"
-        raise
-    finally:
-        info["seconds"] = round(time.monotonic() - started, 1)
-        write_json(folder / INFO, info)
+    end("finished")
+
+
+class _FileLog(logging.FileHandler):
+    """A log whose failure is the job's, instead of a traceback beside it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        with writing(Path(self.baseFilename)):
+            raise  # what is being handled
 
 
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Append what breastcli logs to a file."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """Append what breastcli logs to a file.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    with writing(path):
+        handler = _FileLog(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("breastcli")
     level = logger.level
@@ -188,7 +231,8 @@ def logging_to(path: Path) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-        handler.close()
+        with contextlib.suppress(OSError):  # of a line that could not be written before
+            handler.close()
 
 
 def describe_pool(folder: Path, runs: Sequence[Run], device: torch.device, seed: int, seconds: float) -> None:
@@ -206,7 +250,7 @@ def describe_pool(folder: Path, runs: Sequence[Run], device: torch.device, seed:
         "runs": [str(run.folder) for run in runs],
         "train": dataclasses.asdict(runs[0].config),
     }
-    write_json(folder / INFO, values)
+    write_json(folder / INFO, values, durable=True)
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
