@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import io
 import json
 import os
 import shutil
@@ -143,15 +144,22 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], 
         writer.writerows(rows)
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
+def read_csv(path: Path, *, whole: bool = True) -> list[dict[str, str]]:
     """Read a CSV file with a header line.
 
+    Args:
+        path: the file.
+        whole: whether to refuse a file whose last line does not end, which ours all do.
+
     Raises:
-        UserError: the file is missing or is not text.
+        UserError: the file is missing, cut short or not text.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+            text = file.read()
+        if whole and not text.endswith("\n"):
+            raise UserError(f"{path} is cut short", fix="make it again")
+        return list(csv.DictReader(io.StringIO(text, newline="")))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:

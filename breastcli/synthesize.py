@@ -129,8 +129,7 @@ def synthesize(config: SynthesizeConfig, progress: Progress = SILENT) -> Synthes
     if config.step == "fit" and config.run and config.out:
         raise UsageError(f"the run folder is named twice: {config.run} and --out {config.out}", fix="leave one out")
     run = Path(config.run or (config.out if config.step == "fit" else None) or default_run(config))
-    history: list[dict[str, float]] = []
-    out, generated = run, {}
+    history, out, generated = [], run, {}
     with contextlib.ExitStack() as held:
         if config.step in ("fit", "all"):
             with joined_processes(resolve_device(config.device)) as (processes, device):
@@ -194,11 +193,13 @@ def _fit(
             if saved["precision"] != str(session.dtype):
                 raise UserError(f"{out} was fitted in {saved['precision']}", fix="resume with the same --precision")
             session.restore(saved)
+            if processes.writes:
+                _write_tables(session, out)  # which may be a snapshot ahead
             facts["collapse"] = saved["collapse"]
             logger.info("resuming after %.1f kimg", session.images_seen / 1000)
         with _recorded(out, session, facts, data) as info, _clear_memory_errors(config):
             _learn(session, out, facts, progress)
-            info["kimg"] = session.images_seen / 1000
+            info |= {"kimg": session.images_seen / 1000, "history_rows": len(session.history)}
         if processes.writes:
             write_report(out)
         processes.wait()  # until everything is written
@@ -276,15 +277,19 @@ def _snapshot(session: GanSession, out: Path, facts: dict[str, Any]) -> None:
         save_resume(out / RESUME, {**session.state(), **known})
 
 
+def _write_tables(session: GanSession, out: Path) -> None:
+    write_history(out, session.history)
+    write_csv(out / "timing.csv", ("kimg", "seconds", "images_per_second"), session.timing)
+
+
 def _show_progress(session: GanSession, out: Path, facts: dict[str, Any]) -> None:
     """Write history, curves, the grid of fixed noise and the film of all grids."""
     card, kimg = facts["dataset"], session.images_seen / 1000
     stamp = stamp_of(card["split"]["leaky"], card["drawn"])
-    write_history(out, session.history)
-    write_csv(out / "timing.csv", ("kimg", "seconds", "images_per_second"), session.timing)
+    _write_tables(session, out)
     plot_gan_curves(session.history, out / "curves.png", stamp=stamp, collapse_limit=COLLAPSE_LIMIT)
-    average = TrainedGenerator(session.average.eval(), session.conditions, facts)
     numbers = dict.fromkeys(range(len(session.conditions)), GRID_COLUMNS * GRID_ROWS)
+    average = TrainedGenerator(session.average.eval(), session.conditions, facts)
     drawn = average.draw(numbers, seed=session.config.seed)
     title = f"{card['title']}, synthetic, {kimg:.1f} kimg" + (f"\n{stamp}" if stamp else "")
     images = {session.conditions[number].name: to_arrays(one) for number, one in drawn.items()}

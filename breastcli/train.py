@@ -163,7 +163,7 @@ def _run(
     with recorded_run(out, config, device, data.card, _run_facts(session)) as info:
         _fit(session, out)
         best = _best(session.history, config.monitor)
-        info["best"] = _without_nan(best)
+        info |= {"best": _without_nan(best), "history_rows": len(session.history)}
         save_checkpoint(out / LAST, session.model, session.options, _facts(session, session.history[-1]))
     write_report(out)
     return session, best

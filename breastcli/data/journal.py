@@ -154,7 +154,7 @@ def _complete_lines(path: Path) -> list[JournalEntry]:
     Raises:
         UserError: the journal is damaged, or older than what an audit needs to know of every image.
     """
-    rows = read_csv(path)
+    rows = read_csv(path, whole=False)
     if rows and set(FIELDS) - set(rows[0]):
         raise UserError(f"{path} was begun by an older breastcli", fix="use --overwrite")
     if rows and not path.read_bytes().endswith(b"\n"):

@@ -142,7 +142,7 @@ def _page_values(folder: Path) -> dict[str, Any]:
         "explanations": explanations,
         "generated": generated,
         "curves": read_picture(folder / "curves.png", "Training curves", GAN_CURVES if generated else CURVES),
-        "history": _history_table(read_csv(history)) if history.is_file() else None,
+        "history": _history_table(_read_history(history, run)) if history.is_file() else None,
         "environment": {_title(name): _plain(name, run[name]) for name in ENVIRONMENT if run.get(name) is not None},
         "versions": run.get("versions") or {},
         "command": _command_line(run),
@@ -157,6 +157,14 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} does not hold a JSON object", fix="make it again")
     return values
+
+
+def _read_history(path: Path, run: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the rows of ``history.csv``, of which a finished run knows how many there are."""
+    rows = read_csv(path)
+    if run.get("history_rows") not in (None, len(rows)):
+        raise UserError(f"{path} was changed after the training", fix="--resume writes it again")
+    return rows
 
 
 def _read_evaluations(folder: Path) -> dict[str, dict[str, Any]]:
