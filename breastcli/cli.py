@@ -153,7 +153,7 @@ def _run(
             return 0
         if job != "benchmark":  # where others' code runs too, which must not gain by it
             keep_freed_memory()
-        with console.watching(quiet=quiet or not speaks) as progress:
+        with _stopping_when_told(), console.watching(quiet=quiet or not speaks) as progress:
             module = importlib.import_module(f"breastcli.{job}")
             result = getattr(module, job)(resolved, progress)
         if not speaks:
@@ -209,10 +209,12 @@ def _telling() -> Iterator[None]:
         raise WriteError(f"cannot write the result to stdout: {error.strerror}") from error
 
 
-def _stop_when_told() -> None:
+@contextlib.contextmanager
+def _stopping_when_told() -> Iterator[None]:
     """Let SIGTERM stop a job as Ctrl-C does.
 
-    Who is told again while stopping, by the group of processes and by a parent, shall finish that.
+    Who is told again while stopping, by the group of processes and by a parent, shall finish that. Before and after a
+    job there is nothing to tidy up, and the signal ends the process by itself.
     """
     told_at = -math.inf
 
@@ -222,12 +224,15 @@ def _stop_when_told() -> None:
             told_at = time.monotonic()
             raise Terminated
 
-    signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main() -> None:
     """Run the command line."""
-    _stop_when_told()
     try:
         app()
     except BrokenPipeError:

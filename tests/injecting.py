@@ -123,6 +123,7 @@ class Injector:
         signal: int = 9,
         file_bytes: int | None = None,
         uid: int | None = None,
+        stdout: str | None = None,
     ) -> Ended:
         """Run ``breastcli WORDS`` in a folder.
 
@@ -133,6 +134,7 @@ class Injector:
             signal: number of the signal.
             file_bytes: size beyond which no file can be written.
             uid: user who it runs as.
+            stdout: where its result goes, which is then not returned.
         """
         request = {
             "cwd": str(cwd),
@@ -141,7 +143,7 @@ class Injector:
             "signal": signal,
             "file_bytes": file_bytes,
             "uid": uid,
-            "stdout": str(self.folder / "stdout.txt"),
+            "stdout": stdout or str(self.folder / "stdout.txt"),
             "stderr": str(self.folder / "stderr.txt"),
         }
         assert self.process.stdin is not None
@@ -149,8 +151,9 @@ class Injector:
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         known = json.loads(self.process.stdout.readline())
-        texts = [(self.folder / name).read_text(errors="replace") for name in ("stdout.txt", "stderr.txt")]
-        return Ended(known["code"], known["seconds"], *texts)
+        printed = "" if stdout else (self.folder / "stdout.txt").read_text(errors="replace")
+        said = (self.folder / "stderr.txt").read_text(errors="replace")
+        return Ended(known["code"], known["seconds"], printed, said)
 
     def close(self) -> None:
         assert self.process.stdin is not None
