@@ -23,7 +23,7 @@ from breastcli.benchmarks.startup import time_help
 from breastcli.benchmarks.timing import Pair
 from breastcli.config import BenchmarkConfig
 from breastcli.errors import UsageError, UserError, first_line
-from breastcli.files import claim_folder, refuse_links, write_csv, write_json
+from breastcli.files import claimed_folder, refuse_links, write_csv, write_json
 from breastcli.options import refuse_given
 from breastcli.parsing import parse_magnification
 from breastcli.progress import SILENT, Progress
@@ -79,8 +79,16 @@ def benchmark(config: BenchmarkConfig, progress: Progress = SILENT) -> Benchmark
         refuse_given(config, ONLY_CONVERGENCE, f"{config.what} trains nothing", "leave it out")
     setting = _setting(config)
     hint = "use --resume, --overwrite or another --out" if trains else "use --overwrite or another --out"
-    claim_folder(out, allowed=config.overwrite or (trains and config.resume), hint=hint)
-    refuse_links(out, FOLDER)
+    with claimed_folder(out, allowed=config.overwrite or (trains and config.resume), hint=hint):
+        refuse_links(out, FOLDER)
+        document = _measure(config, setting, compared, out, trains, progress)
+    return BenchmarkResult(out, document, time.monotonic() - started)
+
+
+def _measure(
+    config: BenchmarkConfig, setting: Setting, compared: list[str], out: Path, trains: bool, progress: Progress
+) -> dict[str, Any]:
+    """Do the work in a claimed folder; return ``benchmark.json``."""
     (out / DOCUMENT).unlink(missing_ok=True)  # it would speak of runs that are trained anew
     archs = _archs(config)
     described = [describe_network(arch, setting) for arch in archs]  # first, because it finds misspelt names
@@ -104,7 +112,7 @@ def benchmark(config: BenchmarkConfig, progress: Progress = SILENT) -> Benchmark
         "conventions": list(CONVENTIONS) if networks else [],
     }
     _write(out, document)
-    return BenchmarkResult(out, document, time.monotonic() - started)
+    return document
 
 
 def _setting(config: BenchmarkConfig) -> Setting:
@@ -231,7 +239,7 @@ def _write(out: Path, document: dict[str, Any]) -> None:
     if document["convergence"]:
         for name, plot in PLOTS.items():
             plot(document["convergence"], out / name, stamp=document["protocol"]["stamp"])
-    write_json(out / DOCUMENT, document)
+    write_json(out / DOCUMENT, document, durable=True)
 
 
 def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

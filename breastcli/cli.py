@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
+import math
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +21,7 @@ from breastcli import __version__
 from breastcli.allocator import keep_freed_memory
 from breastcli.config import JOBS, JobConfig, field_types
 from breastcli.configfile import read_section, resolve, to_yaml
-from breastcli.errors import UserError
+from breastcli.errors import Terminated, UserError, WriteError, first_line
 from breastcli.launch import num_processes, process_rank
 from breastcli.options import flag_of
 
@@ -29,6 +34,7 @@ SUMMARIES = {
     "predict": "Predict image files with a trained run.",
     "benchmark": "Measure size, speed and convergence of networks, and our code beside what one would otherwise run.",
 }
+PATIENCE_S = 5.0  # in which a job that was told to stop is not told again
 SHARED = ("synthesize", "train")  # jobs that several processes of torchrun can share
 COMMON_PANEL = "Common options"
 # Options of the command line itself, not of the job.
@@ -148,34 +154,82 @@ def _run(
             return 0
         if job != "benchmark":  # where others' code runs too, which must not gain by it
             keep_freed_memory()
-        with console.watching(quiet=quiet or not speaks) as progress:
+        with _stopping_when_told(), console.watching(quiet=quiet or not speaks) as progress:
             module = importlib.import_module(f"breastcli.{job}")
             result = getattr(module, job)(resolved, progress)
         if not speaks:
             return 0
-        (console.show_json if json else show.SHOW[job])(result)
+        with _telling():
+            (console.show_json if json else show.SHOW[job])(result)
+            sys.stdout.flush()
         if failure := getattr(result, "failure", None):
             raise failure
-    except UserError as error:
-        if debug:
+    except BrokenPipeError:
+        raise
+    except (KeyboardInterrupt, Exception) as error:
+        if debug and not isinstance(error, KeyboardInterrupt):
             raise
-        console.show_error(str(error))
-        return error.exit_code
-    except KeyboardInterrupt:
-        resume = "; continue with the same command and --resume" if hasattr(kind, "resume") else ""
-        console.show_error(f"interrupted{resume}")
-        return 130
-    except Exception as error:
-        if debug:
-            raise
-        reason = (str(error).splitlines() or [""])[0]
-        console.show_error(f"{type(error).__name__}: {reason} (a defect of breastcli; --debug shows where)")
-        return 1
+        return _report_failure(error, job, kind)
     return 0
+
+
+def _report_failure(error: BaseException, job: str, kind: type[JobConfig]) -> int:
+    """Say in one line why a job ended; return the exit code."""
+    from breastcli import console
+
+    text, code = f"{type(error).__name__}: {first_line(error)} (a defect of breastcli; --debug shows where)", 1
+    if isinstance(error, UserError):
+        text, code = str(error), error.exit_code
+    elif isinstance(error, KeyboardInterrupt):
+        ended, code = ("terminated", error.exit_code) if isinstance(error, Terminated) else ("interrupted", 130)
+        text = ended + ("; continue with the same command and --resume" if hasattr(kind, "resume") else "")
+    elif isinstance(error, OSError):
+        text = f"{error.filename or job}: {error.strerror or first_line(error)}"
+    console.show_error(text)
+    return code
 
 
 for _job, _kind in JOBS.items():
     _add_command(_job, _kind)
+
+
+@contextlib.contextmanager
+def _telling() -> Iterator[None]:
+    """Turn a result that cannot be printed into one line.
+
+    Raises:
+        WriteError: stdout leads to a file that cannot be written.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What is left would be tried again at exit, with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise WriteError(f"cannot write the result to stdout: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _stopping_when_told() -> Iterator[None]:
+    """Let SIGTERM stop a job as Ctrl-C does.
+
+    Who is told again while stopping, by the group of processes and by a parent, shall finish that. Before and after a
+    job there is nothing to tidy up, and the signal ends the process by itself.
+    """
+    told_at = -math.inf
+
+    def stop(*_: Any) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at > PATIENCE_S:
+            told_at = time.monotonic()
+            raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main() -> None:

@@ -97,6 +97,10 @@ def to_yaml(config: JobConfig) -> str:
     """Return the configuration as YAML that ``--config`` reads back."""
     import yaml
 
-    job = next(name for name, kind in JOBS.items() if kind is type(config))
     values = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}
-    return yaml.safe_dump({job: values}, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump({job_of(type(config)): values}, sort_keys=False, allow_unicode=True)
+
+
+def job_of(kind: type[JobConfig]) -> str:
+    """Return the job that a class of configurations belongs to."""
+    return next(name for name, known in JOBS.items() if known is kind)

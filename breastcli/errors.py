@@ -30,6 +30,28 @@ class LeakError(UserError):
     exit_code = 3
 
 
+class WriteError(UserError):
+    """The system does not let a file be written.
+
+    Attributes:
+        read_only: whether it is not to be written at all, rather than that there is no room or a device fails.
+    """
+
+    def __init__(self, problem: str, fix: str = "", *, read_only: bool = False) -> None:
+        super().__init__(problem, fix)
+        self.read_only = read_only
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM) as politely as by Ctrl-C.
+
+    Attributes:
+        exit_code: what a shell says of a process that the signal ended.
+    """
+
+    exit_code = 143
+
+
 def first_line(error: Exception, limit: int | None = None) -> str:
     """Return the first line of what an error says, cut to ``limit`` characters; its type where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0][:limit]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -17,7 +18,7 @@ import torch
 from breastcli.config import EvaluateConfig
 from breastcli.data.store import PreparedData
 from breastcli.errors import UsageError, UserError
-from breastcli.files import claim_folder, refuse_links, write_json
+from breastcli.files import claimed_folder, refuse_links, write_json
 from breastcli.metrics.calibration import describe_calibration, fit_temperature, is_at_bound, temper
 from breastcli.metrics.classification import (
     PatientScores,
@@ -50,6 +51,7 @@ from breastcli.system.runfolder import (
     Run,
     describe_pool,
     find_run,
+    reading_run,
 )
 from breastcli.system.runtime import resolve_device, resolve_precision
 from breastcli.system.stressing import predict_stressed
@@ -134,7 +136,16 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
     out = Path(config.out) if config.out else root / "evaluate" / config.split
     if not config.out:
         refuse_links(root, f"evaluate/{config.split}")
-    claim_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out")
+    with contextlib.ExitStack() as stack:
+        runs = [stack.enter_context(reading_run(run)) for run in runs]
+        stack.enter_context(claimed_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out"))
+        return _evaluate(runs, root, out, config, progress, started)
+
+
+def _evaluate(
+    runs: list[Run], root: Path, out: Path, config: EvaluateConfig, progress: Progress, started: float
+) -> EvaluateResult:
+    """Do the work in a claimed folder."""
     parts = [_evaluate_run(run, config, progress) for run in runs]
     predictions = _pool(parts)
     settings = {"resamples": config.resamples, "seed": config.seed}
@@ -144,6 +155,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
     by_subtype = score_subsets(predictions, "subtype", **settings)
     before, calibration = _calibration(parts, predictions, settings) if config.calibrate else (None, None)
     stressed = [part.stressed for part in parts]
+    (out / METRICS).unlink(missing_ok=True)  # its figures must not stand beside anything new
     document = {
         **_provenance(parts, config),
         "image": image.to_json(),
@@ -157,7 +169,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
     }
     document["predictions"] = _write_predictions(out, predictions, parts)
     _draw_plots(out, predictions, before, image, document)
-    write_json(out / METRICS, document)
+    write_json(out / METRICS, document, durable=True)
     if len(runs) > 1:
         describe_pool(root, runs, resolve_device(config.device), config.seed, time.monotonic() - started)
     found = (document, image, patient, by_magnification, by_subtype)
@@ -166,7 +178,6 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
 
 def _write_predictions(out: Path, predictions: Predictions, parts: list[_Evaluated]) -> dict[str, Any]:
     """Write ``predictions.csv``; return what tells later whether the predictions are still those of the runs."""
-    (out / METRICS).unlink(missing_ok=True)  # its figures must not stand beside new predictions
     predictions.to_csv(out / PREDICTIONS)
     weights = {str(part.run.folder): part.weights for part in parts}
     return describe_predictions(out / PREDICTIONS, weights, parts[0].key if len(parts) == 1 else None)
@@ -177,12 +188,12 @@ def _compare(config: EvaluateConfig, progress: Progress, started: float) -> Comp
     names = [folder.resolve().name for folder in folders]
     name = "-".join(["compare", *names, *([config.split] if config.split != "test" else [])])
     out = Path(config.out) if config.out else folders[0].parent / name
-    claim_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out")
-    for folder in folders:
-        if not is_evaluated(folder, config.split):
-            evaluate(dataclasses.replace(config, runs=(str(folder),), compare=False, out=None), progress)
-    document, found = compare_folders(folders, config)
-    write_comparison(out, document, found)
+    with claimed_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out"):
+        for folder in folders:
+            if not is_evaluated(folder, config.split):
+                evaluate(dataclasses.replace(config, runs=(str(folder),), compare=False, out=None), progress)
+        document, found = compare_folders(folders, config)
+        write_comparison(out, document, found)
     return ComparisonResult(out, document, found, time.monotonic() - started)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,7 +17,7 @@ from breastcli.cams import CAMS, CamOptions
 from breastcli.config import ExplainConfig
 from breastcli.data.masks import MaskSet
 from breastcli.errors import UsageError, UserError, visible
-from breastcli.files import claim_folder, refuse_links, replacing, write_csv, write_json
+from breastcli.files import claimed_folder, refuse_links, remove_written, replacing, write_csv, write_json
 from breastcli.metrics import localisation as local
 from breastcli.models.splitting import split_at
 from breastcli.progress import SILENT, Progress
@@ -31,7 +33,7 @@ from breastcli.system.explaining import (
     measure_localisation,
     refinement_of,
 )
-from breastcli.system.runfolder import EXPLAINED, EXPLANATION, MAPS, PANELS, Run, find_run, remove_explanation
+from breastcli.system.runfolder import EXPLAINED, EXPLANATION, MAPS, PANELS, Run, find_run, panels_of, reading_run
 from breastcli.system.runtime import resolve_device, resolve_precision
 from breastcli.system.subjects import Subjects, from_files, from_split, parse_num, unique_names
 from breastcli.system.transfer import saw_synthetic
@@ -103,7 +105,22 @@ def explain(config: ExplainConfig, progress: Progress = SILENT) -> ExplainResult
     out = Path(config.out) if config.out else run.folder / "explain" / config.method.replace(",", "-")
     if not config.out:
         refuse_links(run.folder, str(out.relative_to(run.folder)))
-    _claim(out, config)
+    with reading_run(run) as run, _claimed(out, config):
+        document = _explain(run, out, methods, rule, num, config, progress)
+        report = write_report(run.folder)
+    return ExplainResult(out, report, document, time.monotonic() - started)
+
+
+def _explain(
+    run: Run,
+    out: Path,
+    methods: tuple[str, ...],
+    rule: local.Rule,
+    num: int | None,
+    config: ExplainConfig,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Do the work in a claimed folder; return ``explain.json``."""
     device = resolve_device(config.device)
     model, facts = load_checkpoint(run.best, device)
     if config.layer:
@@ -133,22 +150,25 @@ def explain(config: ExplainConfig, progress: Progress = SILENT) -> ExplainResult
         tables["faithfulness.csv"] = [["image_id", "method", *FAITHFUL], *rows]
     _warn_of_unknown_patients(subjects)
     _write(work, document, tables, masks, out)
-    return ExplainResult(out, write_report(run.folder), document, time.monotonic() - started)
+    return document
 
 
 def _write(
     work: _Work, document: dict[str, Any], tables: dict[str, list[list[Any]]], masks: MaskSet | None, out: Path
 ) -> None:
     """Put everything in place of what an earlier explanation left; ``explain.json`` last."""
-    remove_explanation(out)
-    write_json(out / EXPLANATION, {"unfinished": True, "images": document["images"]})
+    before = panels_of(out)
+    panels = [{"panel": name} for name in before] + document["images"]
+    write_json(out / EXPLANATION, {"unfinished": True, "images": panels})
+    for name in [*before, *EXPLAINED[1:]]:
+        remove_written(out / name)
     for name, (head, *rows) in tables.items():
         write_csv(out / name, head, rows)
     _draw(work, document, masks, out)
     with replacing(out / MAPS) as temporary, temporary.open("wb") as stream:
         stored = {name: maps.astype(np.float16) for name, maps in work.maps.items()}
         np.savez_compressed(stream, image_ids=np.array(work.subjects.image_ids), **stored)
-    write_json(out / EXPLANATION, document)
+    write_json(out / EXPLANATION, document, durable=True)
 
 
 def _warn_of_unknown_patients(subjects: Subjects) -> None:
@@ -175,13 +195,15 @@ def _check_options(config: ExplainConfig, methods: tuple[str, ...], rule: local.
         logger.warning("--top-k has no effect without scorecam")
 
 
-def _claim(out: Path, config: ExplainConfig) -> None:
+@contextlib.contextmanager
+def _claimed(out: Path, config: ExplainConfig) -> Iterator[None]:
     """Take the output folder; what an earlier explanation left stays until this one has something to put there."""
-    claim_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out")
-    refuse_links(out, PANELS)
-    foreign = [name for name in EXPLAINED if (out / name).exists()]
-    if foreign and not (out / EXPLANATION).is_file():
-        raise UserError(f"{out / foreign[0]} was not written by breastcli explain", fix="choose another --out")
+    with claimed_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out"):
+        refuse_links(out, PANELS)
+        foreign = [name for name in EXPLAINED if (out / name).exists()]
+        if foreign and not (out / EXPLANATION).is_file():
+            raise UserError(f"{out / foreign[0]} was not written by breastcli explain", fix="choose another --out")
+        yield
 
 
 def _find_masks(config: ExplainConfig, subjects: Subjects, facts: dict[str, Any]) -> MaskSet | None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import math
+import os
 import re
+import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from breastcli.errors import UserError, first_line
+from breastcli.errors import UserError, WriteError, first_line
+from breastcli.locks import LOCK, alone_with, locked
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 MAX_BYTES = 2**29  # of a text file that is read, far more than any that breastcli writes
 MAX_DEPTH = 64  # of JSON; our own has about eight levels
 MAX_WHOLE = 2**64  # what seeds stay below
@@ -23,30 +29,108 @@ MAX_STEM = 200  # bytes of a temporary name, because file systems allow 255
 FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that takes its place when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def partial_of(path: Path) -> Path:
+    """Return what a file is called until it is whole."""
     # The suffix stays last because libraries choose a format by it.
     stem = path.stem.encode(errors="surrogateescape")[:MAX_STEM].decode(errors="ignore")
-    temporary = path.with_name(f".{stem}.partial{path.suffix}")
-    temporary.unlink(missing_ok=True)  # a link of this name would lead the writing to somebody's file
+    return path.with_name(f".{stem}.partial{path.suffix}")
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that takes its place when the block ends without an error.
+
+    Processes that write the same file do so one after another, each from the start to the end of its block.
+
+    Args:
+        path: file to write.
+        durable: whether it must survive a loss of power from then on, as a file by which something counts as finished.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    temporary = partial_of(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with alone_with(temporary):
+            temporary.unlink(missing_ok=True)  # a link of this name would lead the writing to somebody's file
+            try:
+                yield temporary
+                if durable:
+                    sync(temporary)
+                temporary.replace(path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+                raise
+        if durable:
+            sync(path.parent)
+
+
+def remove_written(path: Path) -> None:
+    """Remove a file of ours that may be there, and what a killed process left of it half-written."""
+    partial_of(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says of ``path`` while it is written into one line that names it.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
     try:
-        yield temporary
-        temporary.replace(path)
+        yield
+    except OSError as error:
+        named = None if error.filename is None else Path(error.filename)
+        if named not in (None, path, partial_of(path), *path.parents):
+            raise  # another file's
+        fix = "make room" if error.errno in FULL else ""
+        problem = f"cannot write {path}: {error.strerror or first_line(error)}"
+        raise WriteError(problem, fix, read_only=error.errno in READ_ONLY) from error
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a file system that cannot
+            raise
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file in one step."""
-    with replacing(path) as temporary:
+def require_space(folder: Path, num_bytes: int, fix: str) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        folder: where it is going to be written.
+        num_bytes: how much.
+        fix: what else the user can do.
+
+    Raises:
+        UserError: there is less.
+    """
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        problem = f"{folder} needs {num_bytes / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free on its disk"
+        raise UserError(problem, fix=f"make room, {fix}")
+
+
+def write_text(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write a UTF-8 text file in one step; see ``replacing``."""
+    with replacing(path, durable=durable) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Write indented JSON in one step; NaN is refused, since JSON has none."""
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, values: Any, *, durable: bool = False) -> None:
+    """Write indented JSON in one step, see ``replacing``; NaN is refused, since JSON has none."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", durable=durable)
 
 
 def read_json(path: Path) -> Any:
@@ -122,9 +206,9 @@ def is_utf8(name: object) -> bool:
     return True
 
 
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file in one step; see ``csv_line`` for texts that look like formulas."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], *, durable: bool = False) -> None:
+    """Write a CSV file in one step; see ``replacing``, and ``csv_line`` for texts that look like formulas."""
+    with replacing(path, durable=durable) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         file.write(csv_line(header))
         file.writelines(map(csv_line, rows))
 
@@ -154,6 +238,8 @@ def read_csv(path: Path, *, cut: bool = False) -> list[dict[str, str]]:
         text = read_text(path)
         if "\0" in text:
             raise ValueError("it holds NUL")
+        if not cut and not text.endswith("\n"):
+            raise UserError(f"{path} is cut short", fix="make it again")
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path} is not a CSV file ({first_line(error, 160)})", fix="make it again") from error
@@ -185,8 +271,9 @@ def _is_number(text: str) -> bool:
     return not text[0].isspace()  # float() passes over white space
 
 
-def claim_folder(folder: Path, *, allowed: bool, hint: str) -> None:
-    """Create an output folder, or refuse one that already holds something.
+@contextlib.contextmanager
+def claimed_folder(folder: Path, *, allowed: bool, hint: str) -> Iterator[None]:
+    """Create an output folder and hold it until the block ends, or refuse one that already holds something.
 
     Args:
         folder: the folder to write into.
@@ -194,16 +281,28 @@ def claim_folder(folder: Path, *, allowed: bool, hint: str) -> None:
         hint: what the user can do when the folder is refused.
 
     Raises:
-        UserError: the folder is not empty and not allowed, is a file, or cannot be created.
+        UserError: the folder is not empty and not allowed, is a file, cannot be created, or another job holds it.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file", fix="choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        occupied = any(folder.iterdir())
+        # Before a lock is put into a folder that is none of ours; where there is one, its holder is the better answer.
+        _refuse_occupied(folder, allowed=allowed or (folder / LOCK).exists(), hint=hint)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}", fix="choose another --out") from error
-    if occupied and not allowed:
+    with locked(folder):
+        _refuse_occupied(folder, allowed=allowed, hint=hint)
+        yield
+
+
+def names_in(folder: Path) -> set[str]:
+    """Return what a folder holds, a lock aside; nothing where there is no folder."""
+    return {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
+
+
+def _refuse_occupied(folder: Path, *, allowed: bool, hint: str) -> None:
+    if not allowed and names_in(folder):
         raise UserError(f"{folder} is not empty", fix=hint)
 
 
@@ -236,4 +335,4 @@ def remove_files(folder: Path, names: Iterable[str]) -> None:
     root = folder.resolve()
     for path in (folder / name for name in names):
         if path.parent.resolve().is_relative_to(root):
-            path.unlink(missing_ok=True)
+            remove_written(path)

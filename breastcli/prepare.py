@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from breastcli import __version__
 from breastcli.config import PrepareConfig
 from breastcli.data.audit import Audit, PreparedRecord
 from breastcli.data.checking import AUDIT, REJECTED, check, refuse_rejected
-from breastcli.data.choosing import choose, order_classes, settle
+from breastcli.data.choosing import Chosen, choose, order_classes, settle
 from breastcli.data.counts import counts_by_side
 from breastcli.data.datasets import DataSet, Rejection, Scan, find_dataset
 from breastcli.data.images import RejectedImageError, read_rgb
@@ -36,7 +37,7 @@ from breastcli.data.store import (
     write_manifest,
 )
 from breastcli.errors import LeakError, UsageError, UserError
-from breastcli.files import claim_folder, read_csv, read_json, refuse_links, write_json
+from breastcli.files import claimed_folder, read_csv, read_json, refuse_links, sync, write_json
 from breastcli.options import flag_of
 from breastcli.parsing import parse_magnification, parse_ratio
 from breastcli.progress import SILENT, Progress
@@ -97,22 +98,35 @@ def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult
     """
     started = time.monotonic()
     out = Path(config.out or ("runs/audit" if config.audit else "data/breakhis"))
-    ratio = parse_ratio(config.split)
+    parse_ratio(config.split)
     parse_magnification(config.mag)
     adapter, raw = _raw_folder(config, out, progress)
     imported = read_split(config)
     config = _settle(config, adapter, imported)
     if config.audit and (out / MANIFEST).exists():
         raise UserError(f"--audit: {out} is a prepared folder", fix="choose another --out")
-    # With work in progress a finished folder is what an interrupted --overwrite was about to replace.
-    if config.resume and (out / MANIFEST).is_file() and not (out / PARTIAL / IMAGES).is_file():
-        return _already_finished(out, _options(config, adapter), strict=config.strict)
+    if finished := _find_finished(out, config, adapter):
+        return finished
     root = raw.parent if raw.is_file() else raw
     scan = _scan(adapter, raw, root, out)
     adapter = settle(adapter, scan)
     chosen = choose(scan, adapter, raw, imported, config)
-    _claim(out, config)
-    checked = check(chosen, ratio, root, out / PARTIAL, config, progress)
+    with _claimed(out, config):
+        made = _prepare(chosen, adapter, imported, root, out, config, progress)
+    return dataclasses.replace(made, seconds=time.monotonic() - started)
+
+
+def _prepare(
+    chosen: Chosen,
+    adapter: DataSet,
+    imported: ImportedSplit | None,
+    root: Path,
+    out: Path,
+    config: PrepareConfig,
+    progress: Progress,
+) -> PrepareResult:
+    """Do the work in a claimed folder; the images' paths start from ``root``."""
+    checked = check(chosen, parse_ratio(config.split), root, out / PARTIAL, config, progress)
     sides = {row.record.image_id: row.side for row in checked.rows}
     draw_pairs(checked.duplicates, sides, root, out / PARTIAL / PAIR_SHEET)
     leak = _leak(checked.audit, out if config.audit else out / PARTIAL, imported)
@@ -121,15 +135,14 @@ def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult
     rows, reference = checked.rows, None
     if config.stain != "none" and not config.audit:
         rows, reference = _normalise_stain(rows, checked.array, config, progress)
-    notes = scan.notes + chosen.notes + checked.audit.warnings()
+    notes = chosen.notes + checked.audit.warnings()
     card = _card(rows, len(checked.rejected), notes, adapter, checked.audit, reference, imported, config)
     if config.audit:
         _move_audit(out)
         remove_partial(out)
     else:
         _finish(out, checked.array, rows, card)
-    seconds = time.monotonic() - started
-    return PrepareResult(out, card, checked.audit, checked.rejected, seconds, leak)
+    return PrepareResult(out, card, checked.audit, checked.rejected, 0.0, leak)
 
 
 def _raw_folder(config: PrepareConfig, out: Path, progress: Progress) -> tuple[DataSet, Path]:
@@ -139,9 +152,10 @@ def _raw_folder(config: PrepareConfig, out: Path, progress: Progress) -> tuple[D
     raw = Path(config.raw if config.raw is not None else f"{out}-raw")
     adapter = find_dataset(config.dataset, raw)
     if adapter.draw is not None and not adapter.recognises(raw):
-        claim_folder(raw, allowed=config.resume or config.overwrite, hint="choose another folder, or --overwrite")
-        progress.begin("drawing", config.draw, "images")
-        adapter.draw(raw, num_images=config.draw, seed=config.seed, on_drawn=lambda: progress.advance("drawing"))
+        allowed = config.resume or config.overwrite
+        with claimed_folder(raw, allowed=allowed, hint="choose another folder, or --overwrite"):
+            progress.begin("drawing", config.draw, "images")
+            adapter.draw(raw, num_images=config.draw, seed=config.seed, on_drawn=lambda: progress.advance("drawing"))
     return adapter, raw
 
 
@@ -156,12 +170,12 @@ def _settle(config: PrepareConfig, adapter: DataSet, imported: ImportedSplit | N
     return dataclasses.replace(config, folds=imported.num_folds) if imported else config
 
 
-def _claim(out: Path, config: PrepareConfig) -> None:
-    """Create the output folder, or refuse one that holds something; an audit resumes only in a folder of its own."""
+def _claimed(out: Path, config: PrepareConfig) -> AbstractContextManager[None]:
+    """Take the output folder, or refuse one that holds something; an audit resumes only in a folder of its own."""
     ours = not config.audit or (out / PARTIAL).is_dir() or _holds_audit(out)
     hint = "use --resume, --overwrite or another --out" if ours else "use --overwrite or another --out"
-    claim_folder(out, allowed=config.overwrite or (config.resume and ours), hint=hint)
     refuse_links(out, PARTIAL, EMBEDDINGS)
+    return claimed_folder(out, allowed=config.overwrite or (config.resume and ours), hint=hint)
 
 
 def _holds_audit(folder: Path) -> bool:
@@ -200,6 +214,19 @@ def _options(config: PrepareConfig, adapter: DataSet) -> dict[str, Any]:
     return {"dataset": adapter.name, **{name: getattr(config, name) for name in names}}
 
 
+def _find_finished(out: Path, config: PrepareConfig, adapter: DataSet) -> PrepareResult | None:
+    """Return what ``--resume`` finds finished; None where there is work to do."""
+    # With work in progress a finished folder is what an interrupted --overwrite was about to replace.
+    if not config.resume or not (out / MANIFEST).is_file() or (out / PARTIAL / IMAGES).is_file():
+        return None
+    try:
+        return _already_finished(out, _options(config, adapter), strict=config.strict)
+    except UserError:
+        if config.overwrite:
+            return None  # likewise, interrupted before it had any
+        raise
+
+
 def _already_finished(out: Path, options: dict[str, Any], *, strict: bool) -> PrepareResult:
     data = PreparedData.open(out)
     if data.card.get("synthetic"):
@@ -210,6 +237,8 @@ def _already_finished(out: Path, options: dict[str, Any], *, strict: bool) -> Pr
         raise UserError(f"{out} was prepared with another {flag_of(changed)}", fix="use --overwrite or another --out")
     logger.warning("%s is already finished", out)
     rejected, audit = _read_findings(out)
+    if len(rejected) != data.card["num_rejected"]:
+        raise UserError(f"{out / REJECTED} was changed after prepare", fix="run prepare again")
     if strict:
         refuse_rejected(rejected, out / REJECTED)
     return PrepareResult(out, data.card, audit, rejected, 0.0)
@@ -351,8 +380,9 @@ def _finish(out: Path, array: Path, rows: list[PreparedRecord], card: dict[str, 
     finished = array.with_name(STAINED) if card["stain"] else array
     draw_splits(finished, rows, card, out / CONTACT_SHEET)
     # From here until the manifest is written the folder counts as unfinished, whatever it held before.
+    sync(finished)
     (out / MANIFEST).unlink(missing_ok=True)
-    write_json(out / CARD, card)
+    write_json(out / CARD, card, durable=True)
     _move_audit(out)
     finished.replace(out / IMAGES)
     write_manifest(out, rows)

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from breastcli.config import SynthesizeConfig
-from breastcli.data.store import MANIFEST, PreparedData, difference
+from breastcli.data.store import MANIFEST, PreparedData, difference, row_bytes
 from breastcli.errors import UsageError, UserError
-from breastcli.files import claim_folder, read_json, write_csv, write_json
+from breastcli.files import claimed_folder, require_space, write_csv, write_json
 from breastcli.gan.assessment import assess_images
 from breastcli.gan.checkpoint import GENERATOR_SHAPE, TrainedGenerator, load_generator, save_generator
 from breastcli.gan.conditions import choose_numbers
-from breastcli.gan.features import load_features
-from breastcli.gan.folder import claim_images, made_for, write_synthetic
+from breastcli.gan.features import FeatureNetwork, load_features
+from breastcli.gan.folder import claimed_images, images_folder, made_for, write_synthetic
 from breastcli.gan.runs import (
     ASSESSMENT,
     DATA,
@@ -30,9 +30,9 @@ from breastcli.gan.runs import (
     GENERATOR,
     SAMPLES,
     check_given,
-    claim_run,
+    claimed_run,
     default_run,
-    find_gan_run,
+    reading_gan_run,
     remove_gan_results,
     sample_files,
 )
@@ -51,14 +51,14 @@ from breastcli.gan.training import (
     to_arrays,
 )
 from breastcli.launch import num_processes
-from breastcli.parsing import parse_magnification
+from breastcli.locks import locked
 from breastcli.progress import SILENT, Progress
 from breastcli.records import stamp_of
 from breastcli.reporting.contact_sheet import contact_sheet
 from breastcli.reporting.report import write_report
 from breastcli.reporting.synthesis_plots import draw_assessment, plot_gan_curves, sample_grid, write_film
 from breastcli.shapes import check_shape
-from breastcli.system.checkpoint import damaged_resume, load_resume, save_resume
+from breastcli.system.checkpoint import damaged_resume, load_resume, read_header, save_resume
 from breastcli.system.distributed import Processes, joined_processes
 from breastcli.system.runfolder import LOG, RESUME, logging_to, recorded_run, write_history
 from breastcli.system.runtime import resolve_device
@@ -133,17 +133,17 @@ def synthesize(config: SynthesizeConfig, progress: Progress = SILENT) -> Synthes
     if config.step == "fit" and config.run and config.out:
         raise UsageError(f"the run folder is named twice: {config.run} and --out {config.out}", fix="leave one out")
     run = Path(config.run or (config.out if config.step == "fit" else None) or default_run(config))
-    history: list[dict[str, float]] = []
-    if config.step in ("fit", "all"):
-        with joined_processes(resolve_device(config.device)) as (processes, device):
-            history = _fit(config, run, processes, device, progress)
-        if not processes.writes:
-            config = dataclasses.replace(config, step="fit")
-    out, generated = run, {}
-    if config.step in ("generate", "all"):
-        out, generated = _generate(config, run, progress)
-    facts = read_json((run / GENERATOR).with_suffix(".json"))
-    check_shape(facts, GENERATOR_SHAPE, (run / GENERATOR).with_suffix(".json"), "fit again")
+    history, out, generated = [], run, {}
+    with contextlib.ExitStack() as held:
+        if config.step in ("fit", "all"):
+            with joined_processes(resolve_device(config.device)) as (processes, device):
+                history = _fit(config, run, processes, device, progress, held)
+            if not processes.writes:
+                config = dataclasses.replace(config, step="fit")
+        if config.step in ("generate", "all"):
+            out, generated = _generate(config, run, progress)
+    facts = read_header(run / GENERATOR)
+    check_shape(facts, GENERATOR_SHAPE, f"the header of {run / GENERATOR}", "fit again")
     card = facts["dataset"]
     return SynthesizeResult(
         out=out,
@@ -159,27 +159,35 @@ def synthesize(config: SynthesizeConfig, progress: Progress = SILENT) -> Synthes
 
 
 def _fit(
-    config: SynthesizeConfig, out: Path, processes: Processes, device: torch.device, progress: Progress
+    config: SynthesizeConfig,
+    out: Path,
+    processes: Processes,
+    device: torch.device,
+    progress: Progress,
+    held: contextlib.ExitStack,
 ) -> list[dict[str, float]]:
-    """Train and keep what ``--resume``, generating and looking need; return the history."""
+    """Train and keep what ``--resume``, generating and looking need; return the history.
+
+    The folder that "all" will generate into is claimed at once, rather than found taken after the fit, and stays in
+    ``held``.
+    """
     check_fit(config, processes)
     config = with_defaults(config)
     data = PreparedData.open(Path(config.data or DATA))
     if data.card.get("synthetic"):
         raise UserError(f"{data.folder} holds synthetic images", fix="give the folder that they were made from")
-    if processes.writes:
-        claim_run(out, config, processes.count)
     with contextlib.ExitStack() as stack:
         if processes.writes:
+            stack.enter_context(claimed_run(out, config, processes.count))
             stack.enter_context(logging_to(out / LOG))
         session, facts = start_fit(config, data, processes, device)
-        if config.step == "all" and processes.writes:  # rather refused now than after the fit
+        if config.step == "all" and processes.writes:
             choose_numbers(config.label, config.num, session.conditions, facts["class_counts"])
-            claim_images(_images_folder(config, facts), overwrite=config.overwrite)
+            held.enter_context(claimed_images(images_folder(config, facts), overwrite=config.overwrite))
         processes.wait()  # until the folder is claimed
         resuming = config.resume and (out / RESUME).is_file()
-        if config.overwrite and not resuming and processes.writes:
-            remove_gan_results(out)
+        if not resuming and processes.writes:
+            remove_gan_results(out)  # of the fit to overwrite, or of one that --resume finds removed in part
         if resuming:
             saved = load_resume(out / RESUME, device)
             check_shape(saved, RESUMED_SHAPE, out / RESUME, "start again with --overwrite")
@@ -192,11 +200,13 @@ def _fit(
                 session.restore(saved)
             except Exception as error:  # what is in a damaged file makes torch raise almost anything
                 raise damaged_resume(out / RESUME, error) from error
+            if processes.writes:
+                _write_tables(session, out)  # which may be a snapshot ahead
             facts["collapse"] = saved["collapse"]
             logger.info("resuming after %.1f kimg", session.images_seen / 1000)
         with _recorded(out, session, facts, data) as info, _clear_memory_errors(config):
             _learn(session, out, facts, progress)
-            info["kimg"] = session.images_seen / 1000
+            info |= {"kimg": session.images_seen / 1000, "history_rows": len(session.history)}
         if processes.writes:
             write_report(out)
         processes.wait()  # until everything is written
@@ -274,15 +284,19 @@ def _snapshot(session: GanSession, out: Path, facts: dict[str, Any]) -> None:
         save_resume(out / RESUME, {**session.state(), **known})
 
 
+def _write_tables(session: GanSession, out: Path) -> None:
+    write_history(out, session.history)
+    write_csv(out / "timing.csv", ("kimg", "seconds", "images_per_second"), session.timing)
+
+
 def _show_progress(session: GanSession, out: Path, facts: dict[str, Any]) -> None:
     """Write history, curves, the grid of fixed noise and the film of all grids."""
     card, kimg = facts["dataset"], session.images_seen / 1000
     stamp = stamp_of(card["split"]["leaky"], card["drawn"])
-    write_history(out, session.history)
-    write_csv(out / "timing.csv", ("kimg", "seconds", "images_per_second"), session.timing)
+    _write_tables(session, out)
     plot_gan_curves(session.history, out / "curves.png", stamp=stamp, collapse_limit=COLLAPSE_LIMIT)
-    average = TrainedGenerator(session.average.eval(), session.conditions, facts)
     numbers = dict.fromkeys(range(len(session.conditions)), GRID_COLUMNS * GRID_ROWS)
+    average = TrainedGenerator(session.average.eval(), session.conditions, facts)
     drawn = average.draw(numbers, seed=session.config.seed)
     title = f"{card['title']}, synthetic, {kimg:.1f} kimg" + (f"\n{stamp}" if stamp else "")
     images = {session.conditions[number].name: to_arrays(one) for number, one in drawn.items()}
@@ -290,61 +304,81 @@ def _show_progress(session: GanSession, out: Path, facts: dict[str, Any]) -> Non
     write_film(sample_files(out), out / FILM)
 
 
-def _images_folder(config: SynthesizeConfig, facts: dict[str, Any]) -> Path:
-    """Return the folder for the images: ``DATA-synthetic``, magnification, fold and smoke if any, or the named one."""
-    if config.out:
-        return Path(config.out)
-    if not (Path(facts["data"]) / MANIFEST).is_file():  # the generator may be anybody's, and name any place
-        problem = f"the generator learned from {facts['data']}, which is no prepared folder here"
-        raise UserError(problem, fix="name the folder to write with --out")
-    magnification, fold = parse_magnification(facts["mag"]), facts["fold"]
-    suffix = f"-{magnification.lower()}" if magnification else ""
-    suffix += ("" if fold is None else f"-fold{fold}") + ("-smoke" if facts["smoke"] else "")
-    return Path(f"{facts['data'].rstrip('/')}-synthetic{suffix}")
-
-
 def _generate(config: SynthesizeConfig, run: Path, progress: Progress) -> tuple[Path, dict[str, int]]:
     """Draw images into a prepared folder of training rows; return it and the number of images of each class."""
-    check_given(config, find_gan_run(run))
-    generator = load_generator(run / GENERATOR, resolve_device(config.device))
-    if config.data:
-        generator = made_for(generator, PreparedData.open(Path(config.data)))
+    with contextlib.ExitStack() as stack:
+        check_given(config, stack.enter_context(reading_gan_run(run)))
+        generator = load_generator(run / GENERATOR, resolve_device(config.device))
+        if config.data:
+            generator = made_for(generator, PreparedData.open(Path(config.data)))
+        facts = generator.facts
+        out = images_folder(config, facts)
+        numbers = choose_numbers(config.label, config.num, generator.conditions, facts["class_counts"])
+        if config.step != "all":  # which has claimed it before the fit
+            stack.enter_context(claimed_images(out, overwrite=config.overwrite))
+        require_space(out, sum(numbers.values()) * row_bytes(facts["dataset"]["size_px"]), "or choose another --out")
+        if facts["collapse"]:
+            logger.warning("%s collapsed in training: %s", run, facts["collapse"])
+        drawn = draw_images(generator, numbers, config, progress)
+        card = _write_images(generator, numbers, drawn, config, run, out)
+    return out, {row["class"]: row["images"] for row in card["counts"]}
+
+
+def _write_images(
+    generator: TrainedGenerator,
+    numbers: dict[int, int],
+    drawn: dict[int, torch.Tensor],
+    config: SynthesizeConfig,
+    run: Path,
+    out: Path,
+) -> dict[str, Any]:
+    """Write the folder of images, a sheet of some of them first; return its card."""
     facts = generator.facts
-    out = _images_folder(config, facts)
-    numbers = choose_numbers(config.label, config.num, generator.conditions, facts["class_counts"])
-    claim_images(out, overwrite=config.overwrite)
-    if facts["collapse"]:
-        logger.warning("%s collapsed in training: %s", run, facts["collapse"])
-    drawn = draw_images(generator, numbers, config, progress)
     cells = {("synthetic", generator.conditions[n].name): to_arrays(one[:SHEET_IMAGES]) for n, one in drawn.items()}
     source = facts["dataset"]
     stamp = stamp_of(source["split"]["leaky"], source["drawn"])
     title = f"{source['title']}, synthetic\n{sum(numbers.values()):,} images, {facts['kimg']:g} kimg {stamp}"
     contact_sheet(cells, out / "contact_sheet.png", title=title)
     made = {"run": str(run), "seed": config.seed, "truncation": config.truncation}
-    card = write_synthetic(out, generator, drawn, made)
-    return out, {row["class"]: row["images"] for row in card["counts"]}
+    return write_synthetic(out, generator, drawn, made)
 
 
 def _assess(config: SynthesizeConfig, progress: Progress) -> tuple[Path, Path | None, dict[str, Any]]:
     """Compare a generator's images, or a folder of them, with real ones; return folder, run and document."""
     given = Path(config.run or default_run(config))
     is_folder = (given / MANIFEST).is_file()
-    device = resolve_device(config.device)
-    if is_folder:
-        source: Subject | TrainedGenerator = open_folder(given)
-    else:
-        check_given(config, find_gan_run(given))
-        source = load_generator(given / GENERATOR, device)
-    facts = source.facts
-    data = open_source(config, facts)
     out = Path(config.out or given / "assess")
-    network = load_features(config.features, facts["dataset"], facts["fold"], device)
-    claim_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out")
+    device = resolve_device(config.device)
+    with contextlib.ExitStack() as stack:
+        if is_folder:
+            stack.enter_context(locked(given, shared=True))
+            source: Subject | TrainedGenerator = open_folder(given)
+        else:
+            check_given(config, stack.enter_context(reading_gan_run(given)))
+            source = load_generator(given / GENERATOR, device)
+        data = open_source(config, source.facts)
+        network = load_features(config.features, source.facts["dataset"], source.facts["fold"], device)
+        stack.enter_context(claimed_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out"))
+        document = _measure(given, source, data, network, out, config, progress)
+        if not is_folder:
+            write_report(given)
+    return out, None if is_folder else given, document
+
+
+def _measure(
+    given: Path,
+    source: Subject | TrainedGenerator,
+    data: PreparedData,
+    network: FeatureNetwork,
+    out: Path,
+    config: SynthesizeConfig,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Draw what a generator has to show, compare it with real images, and write what was found."""
     (out / ASSESSMENT).unlink(missing_ok=True)  # until the new one is written the folder counts as unfinished
     subject = source if isinstance(source, Subject) else draw_subject(source, config, progress)
     sets = [real_set(data, split, subject) for split in ("train", "val")]
-    turn = bool(facts["turn"])
+    turn = bool(source.facts["turn"])
     progress.begin("features", len(subject.images) + len(sets[1]) + len(sets[0]) * (8 if turn else 1), "images")
     found = assess_images(
         subject.images,
@@ -359,10 +393,8 @@ def _assess(config: SynthesizeConfig, progress: Progress) -> tuple[Path, Path | 
     )
     document = describe(given, subject, network, data.card, found, config.seed)
     draw_assessment(out, subject, sets[0], found, document)
-    write_json(out / ASSESSMENT, document)
-    if not is_folder:
-        write_report(given)
-    return out, None if is_folder else given, document
+    write_json(out / ASSESSMENT, document, durable=True)
+    return document
 
 
 @contextlib.contextmanager

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from breastcli.config import TrainConfig
-from breastcli.data.store import PreparedData
+from breastcli.data.store import PreparedData, difference
 from breastcli.errors import UserError
-from breastcli.files import claim_folder, refuse_links, write_csv
+from breastcli.files import claimed_folder, names_in, partial_of, refuse_links, write_csv
 from breastcli.models import num_parameters
 from breastcli.models.freezing import unfreeze
 from breastcli.parsing import parse_magnification
@@ -37,6 +37,7 @@ from breastcli.system.runfolder import (
     RESUME,
     RUNS,
     TIMING,
+    TRAINED,
     find_run,
     logging_to,
     read_config,
@@ -118,9 +119,11 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
     if config.deterministic:
         use_deterministic_kernels()
     config = _name_start(out, config)
-    with joined_processes(resolve_device(config.device)) as (processes, device), _clear_memory_errors(config):
-        if processes.writes:
-            _claim(out, config)
+    with (
+        joined_processes(resolve_device(config.device)) as (processes, device),
+        _clear_memory_errors(config),
+        _claimed(out, config) if processes.writes else contextlib.nullcontext(),
+    ):
         processes.wait()  # until the folder is claimed
         with logging_to(out / LOG) if processes.writes else contextlib.nullcontext():
             session, best = _run(config, data, out, processes, device, progress)
@@ -153,8 +156,8 @@ def _run(
     processes.wait()  # until all have read what the run starts or goes on from
     if saved is not None:
         _restore(session, saved, out)
-    elif config.overwrite and processes.writes:
-        remove_results(out)
+    elif processes.writes:
+        remove_results(out)  # of the run to overwrite, or of one that --resume finds removed in part
     if not processes.agree(len(session.history)):
         raise UserError(f"the processes do not see the same {out}", fix="choose an --out that all of them share")
     if not processes.writes:
@@ -163,7 +166,7 @@ def _run(
     with recorded_run(out, config, device, data.card, _run_facts(session)) as info:
         _fit(session, out)
         best = _best(session.history, config.monitor)
-        info["best"] = _without_nan(best)
+        info |= {"best": _without_nan(best), "history_rows": len(session.history)}
         save_checkpoint(out / LAST, session.model, session.options, _facts(session, session.history[-1]))
     write_report(out)
     return session, best
@@ -186,27 +189,35 @@ def _name_start(out: Path, config: TrainConfig) -> TrainConfig:
     if config.init_from != "latest":
         return config
     if config.resume and (out / RESUME).is_file():
-        before = read_config(out, TrainConfig, "train")
-        return dataclasses.replace(config, init_from=before.init_from)
+        return dataclasses.replace(config, init_from=read_config(out, TrainConfig).init_from)
     return dataclasses.replace(config, init_from=str(find_run("latest").folder))
 
 
-def _claim(out: Path, config: TrainConfig) -> None:
+@contextlib.contextmanager
+def _claimed(out: Path, config: TrainConfig) -> Iterator[None]:
     """Take the run folder: new, to be resumed under the same options, or to be overwritten."""
-    only_log = out.is_dir() and {path.name for path in out.iterdir()} <= {LOG}  # left by a run that could not start
+    only_log = names_in(out) <= {LOG}  # left by a run that could not start
     allowed = config.resume or config.overwrite or only_log
-    claim_folder(out, allowed=allowed, hint="use --resume, --overwrite or another --out")
-    refuse_links(out, "checkpoints")
-    if config.resume and (out / RESUME).is_file():
-        before = read_config(out, TrainConfig, "train")
-        for field in dataclasses.fields(TrainConfig):
-            old, new = getattr(before, field.name), getattr(config, field.name)
-            free = FREE_ON_RESUME if _depends_on_length(config) else FREE_ON_RESUME | {"epochs"}
-            if old != new and field.name not in free:
-                flag = field.name.replace("_", "-")
-                raise UserError(f"{out} was trained with --{flag} {old}, not {new}", fix="resume with the same options")
-    elif config.overwrite:
-        (out / LOG).unlink(missing_ok=True)  # the other results go once the run can start
+    with claimed_folder(out, allowed=allowed, hint="use --resume, --overwrite or another --out"):
+        refuse_links(out, "checkpoints")
+        if config.resume and (out / RESUME).is_file():
+            _check_options(out, config)
+        elif config.overwrite:
+            (out / LOG).unlink(missing_ok=True)  # the other results go once the run can start
+        for name in TRAINED:  # what a killed run left half-written
+            partial_of(out / name).unlink(missing_ok=True)
+        yield
+
+
+def _check_options(out: Path, config: TrainConfig) -> None:
+    """Refuse to go on with a run under options that would change its history."""
+    before = read_config(out, TrainConfig)
+    free = FREE_ON_RESUME if _depends_on_length(config) else FREE_ON_RESUME | {"epochs"}
+    for field in dataclasses.fields(TrainConfig):
+        old, new = getattr(before, field.name), getattr(config, field.name)
+        if old != new and field.name not in free:
+            flag = field.name.replace("_", "-")
+            raise UserError(f"{out} was trained with --{flag} {old}, not {new}", fix="resume with the same options")
 
 
 def _depends_on_length(config: TrainConfig) -> bool:
@@ -261,8 +272,7 @@ def _save_epoch(session: Session, out: Path) -> None:
     row = session.history[-1]
     if _best(session.history, session.config.monitor) is row:
         save_checkpoint(out / BEST, session.model, session.options, _facts(session, row))
-    write_history(out, session.history)
-    write_csv(out / TIMING, ("epoch", "seconds", "images_per_second", "seconds_with_validation"), session.timing)
+    _write_tables(session, out)
     card = session.data.card
     best_epoch = int(_best(session.history, session.config.monitor)["epoch"])
     stamp = stamp_of(card["split"]["leaky"], card["drawn"], session.synthetic is not None)
@@ -276,6 +286,7 @@ def _save_epoch(session: Session, out: Path) -> None:
             "optimizer": session.optimizer.state_dict(),
             "scaler": session.scaler.state_dict(),
             "split_fingerprint": session.data.card["split_fingerprint"],
+            "fingerprint": session.data.card["fingerprint"],
             "options": dataclasses.asdict(session.options),
             "synthetic": session.synthetic,
             "ancestors": session.ancestors,
@@ -284,10 +295,16 @@ def _save_epoch(session: Session, out: Path) -> None:
     )
 
 
+def _write_tables(session: Session, out: Path) -> None:
+    write_history(out, session.history)
+    write_csv(out / TIMING, ("epoch", "seconds", "images_per_second", "seconds_with_validation"), session.timing)
+
+
 def _restore(session: Session, saved: dict[str, Any], out: Path) -> None:
     """Take over what an interrupted run finished; its weights are there already."""
-    if saved["split_fingerprint"] != session.data.card["split_fingerprint"]:
-        raise UserError(f"{out} was trained on another split of {session.data.folder}", fix="use --overwrite")
+    known = {"fingerprint": session.data.card["fingerprint"], **saved}  # older runs do not say which images they saw
+    if what := difference(known, session.data.card):
+        raise UserError(f"{out} was trained on {what} than {session.data.folder} has", fix="use --overwrite")
     before, now = saved.get("synthetic"), session.synthetic  # runs older than --extra do not have it
     if before and now and before["fingerprint"] != now["fingerprint"]:
         raise UserError(
@@ -301,6 +318,8 @@ def _restore(session: Session, saved: dict[str, Any], out: Path) -> None:
         raise damaged_resume(out / RESUME, error) from error
     session.history.extend(saved["history"])
     session.timing.extend((*row, None)[:4] for row in saved["timing"])  # older runs have no time with validation
+    if session.processes.writes:
+        _write_tables(session, out)  # which may be an epoch ahead
     logger.info("resuming after epoch %d", len(session.history))
 
 

@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from cases import World, make_world
+from injecting import COUNTS, Injector
 
 from breastcli.config import PrepareConfig, TrainConfig
 from breastcli.data.sample_tree import draw_sample
@@ -34,6 +36,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for line in config.stash.get(SUMMARY, ()):
         terminalreporter.write_line(line)
+    if COUNTS:
+        terminalreporter.section("injected faults")
+        for name, number in sorted(COUNTS.items()):
+            terminalreporter.line(f"{number:5}  {name}")
+        terminalreporter.line(f"{sum(COUNTS.values()):5}  in all")
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +102,16 @@ def trained(tiny_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) 
 def own_run(trained: Path, tmp_path: Path) -> Path:
     """A copy of the finished run to write into."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def world(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """What commands with faults work on; tests must not change it."""
+    injector = Injector(tmp_path_factory.mktemp("injector"))
+    try:
+        yield make_world(injector, raw, tmp_path_factory.mktemp("world"))
+    finally:
+        injector.close()
 
 
 @dataclass(frozen=True)

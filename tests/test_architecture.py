@@ -27,6 +27,7 @@ LAYERS = {
             "progress",
             "shapes",
             "launch",
+            "locks",
             "__init__",
         ),
         0,

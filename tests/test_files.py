@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from breastcli.errors import UsageError, UserError
-from breastcli.files import claim_folder, read_csv, read_json, replacing, write_json, write_text
+from breastcli.files import claimed_folder, read_csv, read_json, replacing, write_json, write_text
 from breastcli.registry import Registry
 
 
@@ -45,11 +45,18 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 
 
 def test_claiming_a_folder(tmp_path: Path) -> None:
-    claim_folder(tmp_path / "new" / "deep", allowed=False, hint="")
-    claim_folder(tmp_path / "new" / "deep", allowed=False, hint="")  # still empty
+    def claim(folder: Path, allowed: bool) -> None:
+        with claimed_folder(folder, allowed=allowed, hint="choose"):
+            pass
+
+    claim(tmp_path / "new" / "deep", False)
+    claim(tmp_path / "new" / "deep", False)  # still empty
+    (tmp_path / "new" / "deep" / ".lock").touch()  # which a killed job left behind, and which counts for nothing
+    claim(tmp_path / "new" / "deep", False)
     with pytest.raises(UserError, match="not empty: choose"):
-        claim_folder(tmp_path / "new", allowed=False, hint="choose")
-    claim_folder(tmp_path / "new", allowed=True, hint="")
+        claim(tmp_path / "new", False)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["deep"]  # nothing is put into a refused folder
+    claim(tmp_path / "new", True)
 
 
 def test_registry_finds_files_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

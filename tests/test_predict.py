@@ -103,6 +103,6 @@ def test_bad_requests(own_run: Path, tmp_path: Path) -> None:
 def test_data_sets_are_not_needed_any_more(own_run: Path, raw: Path, tmp_path: Path, prepared: Path) -> None:
     """A run folder alone is enough to predict."""
     assert PreparedData.open(prepared).folder.is_dir()
-    config = (own_run / "config.yaml").read_text().replace(str(prepared), str(tmp_path / "gone"))
-    (own_run / "config.yaml").write_text(config)
+    for name in ("config.yaml", "run.json"):
+        (own_run / name).write_text((own_run / name).read_text().replace(str(prepared), str(tmp_path / "gone")))
     assert len(run(own_run, next((raw / "BreaKHis_v1").rglob("*.png")), out=tmp_path / "p.csv")) == 1

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from breastcli.errors import UserError
+from breastcli.errors import Terminated, UserError
 
 POLL_S = 1.0
 PATIENCE_S = 5.0  # for a child that Ctrl-C in a terminal has reached, too
@@ -38,8 +38,8 @@ def run_command(words: Sequence[str], on_tick: Callable[[], None] = lambda: None
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(POLL_S)
                 on_tick()
-        except BaseException:
-            _stop(child)
+        except BaseException as stopped:
+            _stop(child, told=not isinstance(stopped, Terminated))
             raise
         for file in (printed, said):
             file.seek(0)
@@ -48,13 +48,14 @@ def run_command(words: Sequence[str], on_tick: Callable[[], None] = lambda: None
         return json.loads(printed.read())
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    """Let a child stop by itself if it was interrupted like us, else interrupt it; kill it if that does not help."""
+def _stop(child: subprocess.Popen[bytes], *, told: bool) -> None:
+    """Let a child stop by itself if it was ``told`` to like us, else tell it; kill it if that does not help."""
     try:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(PATIENCE_S)
-            return
-        child.send_signal(signal.SIGINT)
+        if told:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(PATIENCE_S)
+                return
+        child.send_signal(signal.SIGINT if told else signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(LIMIT_S)
     finally:

@@ -242,7 +242,7 @@ def _read_run(arch: str, folder: Path, trained: dict[str, Any]) -> Convergence:
     run = find_run(str(folder))
     monitor = run.config.monitor
     history, timing = read_csv(folder / HISTORY), read_csv(folder / TIMING)
-    if any(not row.get("seconds_with_validation") for row in timing):
+    if len(timing) != len(history) or any(not row.get("seconds_with_validation") for row in timing):
         raise UserError(f"{folder / TIMING} has epochs without a time", fix="use --overwrite")
     seconds = [float(row["seconds_with_validation"]) for row in timing]
     epoch = find_convergence([float(row[monitor]) for row in history], smaller_is_better=_is_loss(monitor))

@@ -16,9 +16,9 @@ from breastcli.data.images import MIN_SIDE_PX
 from breastcli.data.imported_split import fill_validation
 from breastcli.data.journal import JournalEntry, decode_into
 from breastcli.data.splits import fold_records, split_records
-from breastcli.data.store import IMAGES, keep_images
+from breastcli.data.store import IMAGES, keep_images, npy_header, row_bytes
 from breastcli.errors import UserError
-from breastcli.files import write_csv, write_json
+from breastcli.files import require_space, write_csv, write_json
 from breastcli.progress import Progress
 from breastcli.records import ImageRecord
 
@@ -65,10 +65,11 @@ def check(
         progress: told how far the work is.
 
     Raises:
-        UserError: the work to resume is another, or the images cannot be divided as asked.
+        UserError: the disk is too full, the work to resume is another, or the images cannot be divided as asked.
     """
     workers = config.workers or os.cpu_count() or 1
     size_px = MIN_SIDE_PX if config.audit else config.size  # an audit keeps no images; its array serves --resume alone
+    _require_space(partial, len(chosen.records), size_px, config)
     journal = decode_into(partial, chosen.records, raw, size_px, workers, resume=config.resume, progress=progress)
     decoded = [(record, one) for record, one in zip(chosen.records, journal, strict=True) if not one.reason]
     rejected = chosen.rejected + [Rejection(one.path, one.reason) for one in journal if one.reason]
@@ -89,6 +90,15 @@ def check(
     if gone and not config.audit:
         array = keep_images(array, [record.path not in gone for record, _ in decoded], size_px)
     return Checked(rows, findings, duplicates, rejected + dropped, array)
+
+
+def _require_space(partial: Path, num_images: int, size_px: int, config: PrepareConfig) -> None:
+    """Refuse to begin where the disk does not hold the arrays that will lie side by side before all is in place."""
+    arrays = 1 if config.audit else 1 + (config.drop_duplicates != "none") + (config.stain != "none")
+    begun = sum(file.stat().st_size for file in partial.glob("*.npy"))  # gone on with, or replaced
+    fix = "or choose another --out" + ("" if config.audit else " or a smaller --size")
+    num_bytes = arrays * (len(npy_header(0, size_px)) + num_images * row_bytes(size_px)) - begun
+    require_space(partial.parent, num_bytes, fix)
 
 
 def _find_duplicates(decoded: list[tuple[ImageRecord, JournalEntry]], raw: Path, progress: Progress) -> list[Duplicate]:

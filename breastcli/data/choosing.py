@@ -24,7 +24,7 @@ class Chosen:
     Attributes:
         records: labelled for the task.
         rejected: files that cannot be placed.
-        notes: facts about the choice, to keep with the data set.
+        notes: facts about the images and the choice, to keep with the data set.
         level: what never crosses a split ("exam", "patient" or "image").
         sides: path to side, where the split is imported.
     """
@@ -56,7 +56,8 @@ def choose(scan: Scan, adapter: DataSet, raw: Path, imported: ImportedSplit | No
         UserError: no image is left, or patients are not known as far as the split needs them.
     """
     kept = parse_classes(config.classes, (*adapter.subtypes, *adapter.classes))
-    records, notes = _of_magnification_and_classes(scan.records, adapter, raw, kept, config)
+    records, choice = _of_magnification_and_classes(scan.records, adapter, raw, kept, config)
+    notes = scan.notes + choice
     rejected, sides = scan.rejected, None
     if imported:
         sides, others = imported.place(records)

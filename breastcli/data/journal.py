@@ -14,7 +14,7 @@ from breastcli.data.images import decode_in_order
 from breastcli.data.measures import Measures
 from breastcli.data.store import DERIVED, IMAGES, npy_header, remove_partial, row_bytes, write_header
 from breastcli.errors import UserError
-from breastcli.files import csv_line, read_csv, read_json, refuse_links, write_csv, write_json
+from breastcli.files import csv_line, read_csv, read_json, refuse_links, write_csv, write_json, writing
 from breastcli.progress import Progress
 from breastcli.records import ImageRecord
 
@@ -71,21 +71,30 @@ def decode_into(
     progress.advance("decoding", len(entries))
     todo = [raw / record.path for record in records[len(entries) :]]
     num_rows = sum(not entry.reason for entry in entries)
-    journal = partial / JOURNAL
-    with (partial / IMAGES).open("r+b") as array, journal.open("a", newline="", encoding="utf-8") as file:
+    images, journal = partial / IMAGES, partial / JOURNAL
+    # Closing a file writes what is left in its buffer, and can fail again.
+    with (
+        writing(images),
+        images.open("r+b") as array,
+        writing(journal),
+        journal.open("a", newline="", encoding="utf-8") as file,
+    ):
         array.truncate(len(npy_header(0, size_px)) + num_rows * row_bytes(size_px))
         array.seek(0, os.SEEK_END)
         for path, image in zip(todo, decode_in_order(todo, size_px, workers), strict=True):
             name = path.relative_to(raw).as_posix()
             entry = JournalEntry(name, image.width_px, image.height_px, image.pixel_hash, image.reason, image.measures)
             if image.pixels is not None:
-                array.write(image.pixels.tobytes())
-                array.flush()
+                with writing(images):
+                    array.write(image.pixels.tobytes())
+                    array.flush()
                 num_rows += 1
             _append(file, entry)
             entries.append(entry)
             progress.advance("decoding")
-        write_header(array, num_rows, size_px)
+        with writing(images):
+            write_header(array, num_rows, size_px)
+            array.flush()
     return entries
 
 
@@ -103,7 +112,7 @@ def _cells(entry: JournalEntry) -> list[Any]:
 def _open_journal(partial: Path, request: dict[str, Any], *, resume: bool) -> list[JournalEntry]:
     """Return the journal of an interrupted run of the same request, or start afresh."""
     refuse_links(partial.parent, *(f"{partial.name}/{name}" for name in (IMAGES, JOURNAL, REQUEST, *DERIVED)))
-    if resume and (partial / IMAGES).is_file() and (partial / JOURNAL).is_file():
+    if resume and all((partial / name).is_file() for name in (IMAGES, JOURNAL, REQUEST)):
         _check_request(partial, request)
         header = len(npy_header(0, request["size"]))
         num_rows = ((partial / IMAGES).stat().st_size - header) // row_bytes(request["size"])
@@ -113,7 +122,7 @@ def _open_journal(partial: Path, request: dict[str, Any], *, resume: bool) -> li
     remove_partial(partial.parent)
     partial.mkdir(parents=True)
     write_json(partial / REQUEST, request)
-    with (partial / IMAGES).open("wb") as file:
+    with writing(partial / IMAGES), (partial / IMAGES).open("wb") as file:
         write_header(file, 0, request["size"])
     write_csv(partial / JOURNAL, FIELDS, [])
     return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zlib
 from collections import Counter
@@ -17,6 +16,7 @@ from PIL import Image
 from breastcli.config import MAGNIFICATIONS
 from breastcli.data.datasets.breakhis import SUBTYPES
 from breastcli.data.drawing import STAIN_VECTORS, Look, draw_field
+from breastcli.files import write_json, writing
 
 IMAGE_ROOT = Path("BreaKHis_v1")
 MASK_ROOT = Path("masks")
@@ -95,7 +95,7 @@ def draw_sample(
                 on_drawn()
     card = {"generator": "breastcli sample", "version": 1, "drawn": True, "seed": seed, "num_images": num_images}
     card |= {"height_px": height_px, "width_px": width_px, "note": "Procedurally drawn; not real tissue."}
-    (root / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    write_json(root / CARD_FILE, card)
 
 
 def _plans(num_images: int) -> Iterator[_Plan]:
@@ -119,8 +119,9 @@ def _draw_one(root: Path, plan: _Plan, height_px: int, width_px: int, seed: int)
     image, mask = draw_field(look, plan.subtype, plan.magnification, height_px, width_px, rng)
     for folder, pixels in ((IMAGE_ROOT, image), (MASK_ROOT, mask)):
         path = root / folder / plan.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path, compress_level=3)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path, compress_level=3)
 
 
 def _look(plan: _Plan, seed: int) -> Look:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from breastcli.data.store import read_chunks, write_header
 from breastcli.errors import UserError
+from breastcli.files import writing
 
 TRANSMITTED = 240.0  # grey level of light that met no tissue (Io)
 DENSITY_FLOOR = 0.15  # optical density that tissue reaches in every channel (beta)
@@ -184,7 +185,7 @@ def normalise_file(
         For each image whether it fell back to itself, see ``normalise_stain``.
     """
     fell_back: list[bool] = []
-    with target.open("wb") as file:
+    with writing(target), target.open("wb") as file:
         write_header(file, num_images, size_px)
         for chunk in read_chunks(source, num_images, size_px, IMAGES_AT_ONCE):
             images = torch.tensor(chunk, device=device).permute(0, 3, 1, 2)

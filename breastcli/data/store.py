@@ -18,7 +18,7 @@ import numpy as np
 
 from breastcli.data.audit import PreparedRecord
 from breastcli.errors import UserError, first_line
-from breastcli.files import read_csv, read_json, stays_below, write_csv
+from breastcli.files import read_csv, read_json, stays_below, write_csv, writing
 from breastcli.records import ImageRecord
 from breastcli.shapes import check_shape
 
@@ -84,7 +84,7 @@ def write_manifest(folder: Path, rows: Sequence[PreparedRecord]) -> None:
         fold = "" if row.fold is None else row.fold
         return [*known, row.split, fold, row.width_px, row.height_px, row.pixel_hash, int(row.stain_fallback)]
 
-    write_csv(folder / MANIFEST, [*RECORD_FIELDS, *OTHER_ROW_FIELDS], map(values, rows))
+    write_csv(folder / MANIFEST, [*RECORD_FIELDS, *OTHER_ROW_FIELDS], map(values, rows), durable=True)
 
 
 def read_manifest(path: Path) -> list[PreparedRecord]:
@@ -160,6 +160,7 @@ class PreparedData:
             state = "is unfinished" if unfinished else "is not a prepared folder"
             fix = "run the same prepare with --resume" if unfinished else "run breastcli prepare, or pass --data"
             raise UserError(f"{folder} {state}", fix=fix)
+        begun = _identity(folder / MANIFEST)
         card = read_json(folder / CARD)
         if not isinstance(card, dict) or card.get("format") != FORMAT:
             raise UserError(f"{folder / CARD} is of another version of breastcli", fix="run prepare again")
@@ -174,8 +175,12 @@ class PreparedData:
         images, shape = folder / IMAGES, (len(rows), data.size_px, data.size_px, 3)
         if not images.is_file() or images.stat().st_size != len(npy_header(0, data.size_px)) + math.prod(shape):
             raise UserError(f"{images} is missing or truncated", fix="run prepare again")
-        if rows and (open_array(images).shape, open_array(images).dtype) != (shape, np.uint8):
-            raise UserError(f"{images} is damaged", fix="run prepare again")
+        # From now on what is mapped stays, whatever takes its name. The manifest is the last file written and the first
+        # removed, so if it is the same still, all that was read in between belongs to it.
+        if rows and (data.images.shape, data.images.dtype) != (shape, np.uint8):
+            raise UserError(f"{images} does not hold the images of {folder / MANIFEST}", fix="run prepare again")
+        if _identity(folder / MANIFEST) != begun:
+            raise UserError(f"{folder} was overwritten while it was opened", fix="start again")
         return data
 
     @property
@@ -197,6 +202,15 @@ class PreparedData:
     def images(self) -> np.ndarray:
         """(N, size, size, 3) uint8, memory-mapped and read-only."""
         return open_array(self.folder / IMAGES)
+
+    def _check_images(self, file: Path) -> None:
+        """Map the images, refusing a file that does not hold what the card says."""
+        try:
+            found = (self.images.dtype, self.images.shape)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{file} is damaged ({first_line(error, 160)})", fix="run prepare again") from error
+        if found != (np.uint8, (len(self.rows), self.size_px, self.size_px, 3)):
+            raise UserError(f"{file} does not hold the images of {self.folder / MANIFEST}", fix="run prepare again")
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -265,6 +279,15 @@ def open_array(path: Path) -> np.ndarray:
         raise UserError(f"{path} is damaged ({first_line(error, 120)})", fix="make it again") from error
 
 
+def _identity(file: Path) -> tuple[int, int, int] | None:
+    """Return what tells a file from another of its name, or None where there is none."""
+    try:
+        known = file.stat()
+    except FileNotFoundError:
+        return None
+    return known.st_ino, known.st_mtime_ns, known.st_size
+
+
 def read_chunks(path: Path, num_images: int, size_px: int, chunk: int) -> Iterator[np.ndarray]:
     """Read an array file in chunks of images without mapping it, so that memory use stays flat."""
     with path.open("rb") as file:
@@ -278,7 +301,7 @@ def read_chunks(path: Path, num_images: int, size_px: int, chunk: int) -> Iterat
 def keep_images(path: Path, kept: Sequence[bool], size_px: int) -> Path:
     """Write the images of an array file that are to be kept into ``KEPT`` beside it; the file itself stays."""
     target = path.with_name(KEPT)
-    with target.open("wb") as file:
+    with writing(target), target.open("wb") as file:
         write_header(file, sum(kept), size_px)
         for image, wanted in zip(read_chunks(path, len(kept), size_px, 1), kept, strict=True):
             if wanted:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from breastcli.config import SynthesizeConfig
 from breastcli.data.audit import PreparedRecord
 from breastcli.data.store import (
     CARD,
@@ -24,7 +26,7 @@ from breastcli.data.store import (
     write_manifest,
 )
 from breastcli.errors import UserError
-from breastcli.files import claim_folder, read_json, refuse_links, remove_files, replacing, write_json
+from breastcli.files import claimed_folder, read_json, refuse_links, remove_files, replacing, write_json
 from breastcli.gan.checkpoint import TrainedGenerator
 from breastcli.gan.runs import ASSESSED
 from breastcli.gan.training import resize
@@ -37,11 +39,11 @@ SOURCE_KEYS = ("name", "title", "fingerprint", "split_fingerprint", "task", "sta
 CHUNK = 64
 
 
-def claim_images(out: Path, *, overwrite: bool) -> None:
-    """Take the folder for the images; one that holds real images is never taken.
+def claimed_images(out: Path, *, overwrite: bool) -> AbstractContextManager[None]:
+    """Take the folder for the images until the block ends; one that holds real images is never taken.
 
     Raises:
-        UserError: it is not empty.
+        UserError: it is not empty, or another job holds it.
     """
     if (out / INFO).is_file():
         raise UserError(f"{out} is a run folder", fix="choose another --out")
@@ -51,7 +53,20 @@ def claim_images(out: Path, *, overwrite: bool) -> None:
         if not card.get("synthetic"):
             raise UserError(f"{out} holds real images", fix="choose another --out")
     refuse_links(out, "assess", EMBEDDINGS)
-    claim_folder(out, allowed=overwrite, hint="use --overwrite or another --out")
+    return claimed_folder(out, allowed=overwrite, hint="use --overwrite or another --out")
+
+
+def images_folder(config: SynthesizeConfig, facts: dict[str, Any]) -> Path:
+    """Return the folder for the images: ``DATA-synthetic``, magnification, fold and smoke if any, or the named one."""
+    if config.out:
+        return Path(config.out)
+    if not (Path(facts["data"]) / MANIFEST).is_file():  # the generator may be anybody's, and name any place
+        problem = f"the generator learned from {facts['data']}, which is no prepared folder here"
+        raise UserError(problem, fix="name the folder to write with --out")
+    magnification, fold = parse_magnification(facts["mag"]), facts["fold"]
+    suffix = f"-{magnification.lower()}" if magnification else ""
+    suffix += ("" if fold is None else f"-fold{fold}") + ("-smoke" if facts["smoke"] else "")
+    return Path(f"{facts['data'].rstrip('/')}-synthetic{suffix}")
 
 
 def made_for(generator: TrainedGenerator, data: PreparedData) -> TrainedGenerator:
@@ -86,7 +101,7 @@ def write_synthetic(
     size_px = source["size_px"]
     rows: list[PreparedRecord] = []
     remove_files(out, (MANIFEST, *ASSESSED))  # from here on the folder counts as unfinished
-    with replacing(out / IMAGES) as temporary, temporary.open("wb") as file:
+    with replacing(out / IMAGES, durable=True) as temporary, temporary.open("wb") as file:
         write_header(file, sum(map(len, drawn.values())), size_px)
         for number, images in drawn.items():
             for start in range(0, len(images), CHUNK):
@@ -94,7 +109,7 @@ def write_synthetic(
                 file.write(pixels.tobytes())
                 rows += [_row(generator, number, start + place, one) for place, one in enumerate(pixels)]
     card = _card(generator, rows, made)
-    write_json(out / CARD, card)
+    write_json(out / CARD, card, durable=True)
     remove_embeddings(out)
     write_manifest(out, rows)
     return card

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from breastcli.config import SynthesizeConfig
 from breastcli.errors import UsageError, UserError
-from breastcli.files import claim_folder, read_json, refuse_links, remove_files
+from breastcli.files import claimed_folder, names_in, partial_of, read_json, refuse_links, remove_files
+from breastcli.locks import locked
 from breastcli.options import flag_of
 from breastcli.parsing import parse_magnification
 from breastcli.shapes import check_shape
@@ -25,10 +28,10 @@ SAMPLES = "samples"
 FILM = "training.gif"
 ASSESSMENT = "assessment.json"
 ASSESSED = tuple(f"assess/{name}" for name in ("assessment.json", "samples.png", "neighbours.png", "distances.png"))
-WRITTEN = (
+WRITTEN = (  # first what --resume goes on from
+    RESUME,
     GENERATOR,
     GENERATOR.replace(".safetensors", ".json"),
-    RESUME,
     HISTORY,
     "timing.csv",
     "curves.png",
@@ -71,7 +74,19 @@ def find_gan_run(folder: Path) -> GanRun:
         UserError: there is none.
     """
     info = read_info(folder, "synthesize")
-    return GanRun(folder, info, read_config(folder, SynthesizeConfig, "synthesize"))
+    return GanRun(folder, info, read_config(folder, SynthesizeConfig))
+
+
+@contextlib.contextmanager
+def reading_gan_run(folder: Path) -> Iterator[GanRun]:
+    """Keep the run folder of a GAN from being fitted on or overwritten until the block ends.
+
+    Raises:
+        UserError: there is none, or it is being fitted.
+    """
+    find_gan_run(folder)
+    with locked(folder, shared=True):
+        yield find_gan_run(folder)
 
 
 def check_given(config: SynthesizeConfig, run: GanRun) -> None:
@@ -90,35 +105,43 @@ def check_given(config: SynthesizeConfig, run: GanRun) -> None:
         logger.warning("%s did not finish: its last healthy snapshot is used", run.folder)
 
 
-def claim_run(out: Path, config: SynthesizeConfig, num_processes: int = 1) -> None:
-    """Take the run folder: new, to be resumed under the same options, or to be overwritten.
+@contextlib.contextmanager
+def claimed_run(out: Path, config: SynthesizeConfig, num_processes: int = 1) -> Iterator[None]:
+    """Take the run folder until the block ends: new, to be resumed under the same options, or to be overwritten.
 
     Raises:
-        UserError: it is not empty, or was fitted with other options.
+        UserError: it is not empty, was fitted with other options, or another job holds it.
     """
     if (out / INFO).is_file():
         info = read_json(out / INFO)
         check_shape(info, {"command": str}, out / INFO, "choose another folder")
         if info["command"] != "synthesize":
             raise UserError(f"{out} is a run of {info['command']}", fix="choose another folder")
-    refuse_links(out, "checkpoints", SAMPLES, "assess")
-    only_log = out.is_dir() and {path.name for path in out.iterdir()} <= {LOG}  # left by a run that could not start
+    only_log = names_in(out) <= {LOG}  # left by a run that could not start
     allowed = config.resume or config.overwrite or only_log
-    claim_folder(out, allowed=allowed, hint="use --resume, --overwrite or another folder")
-    if config.resume and (out / RESUME).is_file():
-        run = find_gan_run(out)
-        before = dataclasses.replace(run.config, data=str(Path(run.config.data or DATA)))
-        config = dataclasses.replace(config, data=str(Path(config.data or DATA)))
-        for field in dataclasses.fields(SynthesizeConfig):
-            old, new = getattr(before, field.name), getattr(config, field.name)
-            if old != new and field.name not in FREE_ON_RESUME:
-                problem = f"{out} was fitted with {flag_of(field.name)} {old}, not {new}"
-                raise UserError(problem, fix="resume with the same options")
-        if run.info.get("processes") != num_processes:
-            problem = f"{out} was fitted by {run.info.get('processes')} processes, not {num_processes}"
-            raise UserError(problem, fix="start as many")
-    elif config.overwrite:
-        (out / LOG).unlink(missing_ok=True)  # the other results go once the fit can start
+    with claimed_folder(out, allowed=allowed, hint="use --resume, --overwrite or another folder"):
+        refuse_links(out, "checkpoints", SAMPLES, "assess")
+        if config.resume and (out / RESUME).is_file():
+            _check_options(find_gan_run(out), config, num_processes)
+        elif config.overwrite:
+            (out / LOG).unlink(missing_ok=True)  # the other results go once the fit can start
+        for name in WRITTEN:  # what a killed fit left half-written
+            partial_of(out / name).unlink(missing_ok=True)
+        yield
+
+
+def _check_options(run: GanRun, config: SynthesizeConfig, num_processes: int) -> None:
+    """Refuse to go on with a fit under options that would change its history."""
+    before = dataclasses.replace(run.config, data=str(Path(run.config.data or DATA)))
+    config = dataclasses.replace(config, data=str(Path(config.data or DATA)))
+    for field in dataclasses.fields(SynthesizeConfig):
+        old, new = getattr(before, field.name), getattr(config, field.name)
+        if old != new and field.name not in FREE_ON_RESUME:
+            problem = f"{run.folder} was fitted with {flag_of(field.name)} {old}, not {new}"
+            raise UserError(problem, fix="resume with the same options")
+    if run.info.get("processes") != num_processes:
+        problem = f"{run.folder} was fitted by {run.info.get('processes')} processes, not {num_processes}"
+        raise UserError(problem, fix="start as many")
 
 
 def sample_files(folder: Path) -> list[Path]:

@@ -34,7 +34,7 @@ def write_comparison(out: Path, document: Mapping[str, Any], comparison: Compari
     write_csv(out / TABLE, COLUMNS, rows)
     names = [Path(document[side]["folder"]).name for side in "ab"]
     plot_comparison(comparison, (names[0], names[1]), out / PLOT, stamp=document["stamp"])
-    write_json(out / DOCUMENT, document)
+    write_json(out / DOCUMENT, document, durable=True)
 
 
 @_styled

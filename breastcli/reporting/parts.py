@@ -13,6 +13,7 @@ from breastcli.data.audit import LEAKY
 from breastcli.records import stamp_of
 
 NOTHING = "–"
+PNG_END = b"IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,15 @@ class Picture:
 
 
 def read_picture(path: Path, title: str, alt: str) -> Picture | None:
-    """Return a PNG as a data URI, or None where there is no such file.
+    """Return a PNG as a data URI, or None where there is no such file, or only a part of it.
 
     A link is none of ours, and would put into the page whatever it leads to.
     """
-    if path.is_symlink() or path.parent.is_symlink() or not path.is_file():
+    linked = path.is_symlink() or path.parent.is_symlink()
+    content = path.read_bytes() if path.is_file() and not linked else b""
+    if not content.endswith(PNG_END):
         return None
-    return Picture(title, f"{title}: {alt}.", f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}")
+    return Picture(title, f"{title}: {alt}.", f"data:image/png;base64,{base64.b64encode(content).decode()}")
 
 
 def leak_stamp(card: Mapping[str, Any]) -> str | None:

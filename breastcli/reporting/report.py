@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,8 +13,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from breastcli.config import JOBS, SPLITS
-from breastcli.errors import UserError
-from breastcli.files import read_csv, read_json, write_text
+from breastcli.errors import UserError, WriteError
+from breastcli.files import read_csv, read_json, replacing
 from breastcli.metrics.calibration import TITLES as CALIBRATION
 from breastcli.metrics.classification import METRICS
 from breastcli.records import stamp_of
@@ -33,6 +34,8 @@ from breastcli.reporting.parts import (
 )
 from breastcli.reporting.stress import StressSection, stress_section
 from breastcli.reporting.synthesis_section import read_synthesis
+
+logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
 FINISHED = ("finished", "done", "complete")
@@ -89,10 +92,10 @@ def write_report(folder: Path) -> Path:
         folder: a run folder; everything in it may be missing.
 
     Returns:
-        the page's path.
+        the page's path; in a folder that cannot be written there may be none, which is warned of.
 
     Raises:
-        UserError: the folder is missing, or a file in it is damaged.
+        UserError: the folder is missing, a file in it is damaged, or the page cannot be written.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder", fix="pass a run folder")
@@ -103,8 +106,15 @@ def write_report(folder: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template(f"{REPORT}.j2").render(_page_values(folder))
-    write_text(folder / REPORT, page)
+    template = environment.get_template(f"{REPORT}.j2")
+    try:
+        # Read while no other job writes the page, so that the last one shows what all have left.
+        with replacing(folder / REPORT) as temporary:
+            temporary.write_text(template.render(_page_values(folder)), encoding="utf-8")
+    except WriteError as error:
+        if not error.read_only:
+            raise
+        logger.warning("the report stays as it is: %s", error)
     return folder / REPORT
 
 
@@ -135,7 +145,7 @@ def _page_values(folder: Path) -> dict[str, Any]:
         "explanations": explanations,
         "generated": generated,
         "curves": read_picture(folder / "curves.png", "Training curves", GAN_CURVES if generated else CURVES),
-        "history": _history_table(read_csv(history)) if history.is_file() else None,
+        "history": _history_table(_read_history(history, run)) if history.is_file() else None,
         "environment": {_title(name): _plain(name, run[name]) for name in ENVIRONMENT if run.get(name) is not None},
         "versions": run.get("versions") or {},
         "command": _command_line(run),
@@ -150,6 +160,14 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} does not hold a JSON object", fix="make it again")
     return values
+
+
+def _read_history(path: Path, run: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the rows of ``history.csv``, of which a finished run knows how many there are."""
+    rows = read_csv(path)
+    if run.get("history_rows") not in (None, len(rows)):
+        raise UserError(f"{path} was changed after the training", fix="--resume writes it again")
+    return rows
 
 
 def _read_evaluations(folder: Path) -> dict[str, dict[str, Any]]:

@@ -100,7 +100,7 @@ def write_film(
 def _frames(files: Sequence[Path], side_px: int) -> Iterator[Image.Image]:
     """Yield pictures of one size, each with its own palette; a smaller one has white on its right and below.
 
-    A file that is none is left out.
+    A damaged one is left out: the film is for looking at.
     """
     sizes = {}
     for file in files:
@@ -109,8 +109,11 @@ def _frames(files: Sequence[Path], side_px: int) -> Iterator[Image.Image]:
     width, height = (max(lengths) for lengths in zip(*sizes.values(), strict=True)) if sizes else (0, 0)
     for file in sizes:
         frame = Image.new("RGB", (width, height), "white")
-        with open_image(file) as picture:
-            frame.paste(picture.convert("RGB"))
+        try:
+            with open_image(file) as picture:
+                frame.paste(picture.convert("RGB"))
+        except RejectedImageError:
+            continue
         frame.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
         yield frame.quantize(256)
 

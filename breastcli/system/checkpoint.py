@@ -96,7 +96,7 @@ def save_checkpoint(path: Path, model: Classifier, options: ModelOptions, facts:
 def write_weights(path: Path, network: nn.Module, known: dict[str, Any]) -> None:
     """Write a network's tensors as safetensors with what is known of them in the header, and as JSON beside it."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    with replacing(path) as temporary:
+    with replacing(path, durable=True) as temporary:
         # Written by ourselves, because safetensors' own writer ignores the user's umask.
         temporary.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(known)}))
     write_json(path.with_suffix(".json"), known)
@@ -110,12 +110,19 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[Classifier, dict[
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint", fix="finish or --resume the training first")
-    facts = read_facts(path)
+    try:
+        with safe_open(path, framework="pt") as file:  # once, because a training may replace it at any time
+            metadata = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
+        facts = None if metadata is None else parse_json(metadata)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({first_line(error, 160)})", fix="train again") from error
     if facts is None:
         raise UserError(f"{path} was not written by breastcli", fix="use it with train --weights instead")
+    _check_facts(facts, path)
     try:
         model = build_model(described_options(facts["model"]))
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(tensors)
     except Exception as error:  # what the header describes can be anything
         raise UserError(f"{path} is damaged ({first_line(error, 160)})", fix="train again") from error
     model = model.to(device=device, memory_format=torch.channels_last)
@@ -147,10 +154,14 @@ def read_facts(path: Path) -> dict[str, Any] | None:
         return None  # whoever loads it says what is wrong
     facts = read_header(path)
     if facts is not None:
-        check_shape(facts, FACTS_SHAPE, f"the header of {path}", "train again")
-        if facts["model"]["num_classes"] != len(facts["classes"]):
-            raise UserError(f"the header of {path} lists {len(facts['classes'])} classes", fix="train again")
+        _check_facts(facts, path)
     return facts
+
+
+def _check_facts(facts: Any, path: Path) -> None:
+    check_shape(facts, FACTS_SHAPE, f"the header of {path}", "train again")
+    if facts["model"]["num_classes"] != len(facts["classes"]):
+        raise UserError(f"the header of {path} lists {len(facts['classes'])} classes", fix="train again")
 
 
 def read_header(path: Path) -> Any:
@@ -215,9 +226,17 @@ def load_initial_weights(model: Classifier, path: Path, *, head: bool = True, fl
 
 
 def save_resume(path: Path, values: dict[str, Any]) -> None:
-    """Write everything that a resumed run needs: tensors and plain values only."""
-    with replacing(path) as temporary:
-        torch.save(values, temporary)
+    """Write everything that a resumed run needs: tensors and plain values only.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    with replacing(path, durable=True) as temporary:
+        try:
+            with temporary.open("wb") as file:
+                torch.save(values, file)
+        except RuntimeError as error:  # torch hides what the system said behind what it makes of it
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def load_resume(path: Path, device: torch.device) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from breastcli.data.augment import Augmentation, dihedral
 from breastcli.data.loading import load_batches, to_network
 from breastcli.data.store import PreparedData, embeddings_file, open_array
-from breastcli.errors import UserError
+from breastcli.errors import UserError, WriteError
 from breastcli.files import replacing
 from breastcli.models import Classifier, ModelOptions
 from breastcli.system.runtime import autocast
@@ -143,8 +143,7 @@ def _write(file: Path, table: np.ndarray) -> None:
         logger.warning("embeddings are not kept: %s is a link", file.parent)
         return
     try:
-        file.parent.mkdir(exist_ok=True)
         with replacing(file) as temporary, temporary.open("wb") as stream:
             np.save(stream, table, allow_pickle=False)
-    except OSError as error:
-        logger.warning("embeddings are not kept: cannot write %s (%s)", file, error.strerror)
+    except WriteError as error:
+        logger.warning("embeddings are not kept: %s", error)

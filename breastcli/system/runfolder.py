@@ -15,27 +15,27 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from breastcli import __version__
 from breastcli.config import JobConfig, TrainConfig
-from breastcli.configfile import read_section, resolve, to_yaml
+from breastcli.configfile import Config, job_of, read_section, resolve, to_yaml
 from breastcli.data.store import PreparedData, difference
-from breastcli.errors import UsageError, UserError, visible
-from breastcli.files import read_json, remove_files, write_csv, write_json, write_text
+from breastcli.errors import UsageError, UserError, WriteError, visible
+from breastcli.files import read_json, remove_files, write_csv, write_json, write_text, writing
+from breastcli.locks import locked
 from breastcli.shapes import check_shape
 from breastcli.system.runtime import describe_device
-
-Config = TypeVar("Config", bound=JobConfig)
 
 RUNS = Path("runs")
 INFO, CONFIG, HISTORY, TIMING = "run.json", "config.yaml", "history.csv", "timing.csv"
 BEST, LAST, RESUME = "checkpoints/best.safetensors", "checkpoints/last.safetensors", "checkpoints/resume.pt"
 LOG = "log.txt"
 FACTS = tuple(name.replace(".safetensors", ".json") for name in (BEST, LAST))
-TRAINED = (BEST, LAST, *FACTS, RESUME, HISTORY, TIMING, "curves.png", "report.html")
+# What a training writes; first what --resume goes on from, so that a run that was removed in part is not gone on with.
+TRAINED = (RESUME, BEST, LAST, *FACTS, HISTORY, TIMING, "curves.png", "report.html")
 METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
 EXPLANATION, MAPS, PANELS = "explain.json", "saliency.npz", "panels"
 EXPLAINED = (EXPLANATION, MAPS, "localisation.csv", "faithfulness.csv", "gallery.png", "comparison.png")
@@ -94,7 +94,7 @@ def find_run(name: str) -> Run:
     """
     folder = _latest() if name == "latest" else Path(name)
     info = read_info(folder, "train")
-    return Run(folder, info, read_config(folder, TrainConfig, "train"))
+    return Run(folder, info, read_config(folder, TrainConfig))
 
 
 def read_info(folder: Path, command: str) -> dict[str, Any]:
@@ -114,16 +114,29 @@ def read_info(folder: Path, command: str) -> dict[str, Any]:
     return info
 
 
-def read_config(folder: Path, kind: type[Config], job: str) -> Config:
-    """Return the configuration that a run was begun with.
+@contextlib.contextmanager
+def reading_run(run: Run) -> Iterator[Run]:
+    """Keep a run from being trained on or overwritten until the block ends; yield it as it is then.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: it is being trained.
     """
-    path, fix = folder / CONFIG, "put it right, or start the run again"
+    with locked(run.folder, shared=True):
+        yield find_run(str(run.folder))
+
+
+def read_config(folder: Path, kind: type[Config]) -> Config:
+    """Return how a run was configured: what ``run.json`` says of it, in older runs ``config.yaml``.
+
+    Raises:
+        UserError: the file is damaged, or of another job.
+    """
+    info, job, fix = read_json(folder / INFO), job_of(kind), "put it right, or start the run again"
+    known = info.get("config") if isinstance(info, dict) else None
+    path = folder / (CONFIG if known is None else INFO)
     try:
-        section = read_section(path, job)
-        if not section:
+        section = read_section(path, job) if known is None else known
+        if not section or not isinstance(section, dict):
             raise UserError(f"{path} has no section {job!r}", fix)
         return resolve(kind, section, {})
     except UsageError as error:  # of the file, not of this command
@@ -131,16 +144,22 @@ def read_config(folder: Path, kind: type[Config], job: str) -> Config:
 
 
 def remove_explanation(folder: Path) -> None:
-    """Remove what ``explain`` wrote into a folder, finished or not; nothing where its ``explain.json`` is missing."""
+    """Remove what ``explain`` wrote into a folder, finished or not; nothing where its ``explain.json`` is missing.
+
+    That file goes last: without it, what is left would count as somebody else's.
+    """
     if not (folder / EXPLANATION).is_file():
         return
+    remove_files(folder, [*panels_of(folder), *reversed(EXPLAINED)])
+
+
+def panels_of(folder: Path) -> list[str]:
+    """Return the panels that a folder's ``explain.json`` names, and that lie below it; none where it is damaged."""
     try:
-        document = read_json(folder / EXPLANATION)
-        panels = [str(one["panel"]) for one in document["images"]]
+        names = [str(one["panel"]) for one in read_json(folder / EXPLANATION)["images"]]
     except (UserError, KeyError, TypeError):
-        panels = []  # a damaged one
-    panels = [name for name in panels if re.fullmatch(rf"{PANELS}/[^/]+\.png", name)]  # the document may be anybody's
-    remove_files(folder, [*panels, *EXPLAINED])
+        return []  # a damaged one
+    return [name for name in names if re.fullmatch(rf"{PANELS}/[^/]+\.png", name)]  # the document may be anybody's
 
 
 def remove_results(folder: Path) -> None:
@@ -195,22 +214,31 @@ def recorded_run(
         "versions": versions(),
         "git": git_state(),
         **facts,
+        "config": dataclasses.asdict(config),  # here too, because the two files could come to differ
         "dataset": dict(card),
     }
+
+    def end(status: str) -> None:
+        info.update(status=status, seconds=round(time.monotonic() - started, 1))
+        write_json(folder / INFO, info, durable=True)
+
     write_text(folder / CONFIG, to_yaml(config))
-    write_json(folder / INFO, info)
+    write_json(folder / INFO, info, durable=True)
     try:
         yield info
-        info["status"] = "finished"
-    except KeyboardInterrupt:
-        info["status"] = "interrupted"
+    except BaseException as error:
+        with contextlib.suppress(WriteError):  # what stopped the job says more
+            end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
-    except BaseException:
-        info["status"] = "failed"
-        raise
-    finally:
-        info["seconds"] = round(time.monotonic() - started, 1)
-        write_json(folder / INFO, info)
+    end("finished")
+
+
+class _FileLog(logging.FileHandler):
+    """A log whose failure is the job's, instead of a traceback beside it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        with writing(Path(self.baseFilename)):
+            raise  # what is being handled
 
 
 class _OneLine(logging.Formatter):
@@ -222,10 +250,15 @@ class _OneLine(logging.Formatter):
 
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Append what breastcli logs to a file, a line for each record whatever is in it."""
+    """Append what breastcli logs to a file, a line for each record whatever is in it.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
     if path.is_symlink():
         path.unlink()  # what it leads to is somebody's
-    handler = logging.FileHandler(path, encoding="utf-8")
+    with writing(path):
+        handler = _FileLog(path, encoding="utf-8")
     handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("breastcli")
     level = logger.level
@@ -236,7 +269,8 @@ def logging_to(path: Path) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-        handler.close()
+        with contextlib.suppress(OSError):  # of a line that could not be written before
+            handler.close()
 
 
 def describe_pool(folder: Path, runs: Sequence[Run], device: torch.device, seed: int, seconds: float) -> None:
@@ -254,7 +288,7 @@ def describe_pool(folder: Path, runs: Sequence[Run], device: torch.device, seed:
         "runs": [str(run.folder) for run in runs],
         "train": dataclasses.asdict(runs[0].config),
     }
-    write_json(folder / INFO, values)
+    write_json(folder / INFO, values, durable=True)
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
