@@ -53,7 +53,6 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with alone_with(temporary):
-            temporary.unlink(missing_ok=True)  # a link of this name would lead the writing to somebody's file
             try:
                 yield temporary
                 if durable:

@@ -68,7 +68,9 @@ def alone_with(file: Path) -> Iterator[None]:
         OSError: it cannot be created.
     """
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        if file.is_symlink():
+            file.unlink()  # it would lead the writing to somebody's file
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             if fcntl is not None:
                 with contextlib.suppress(OSError):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from breastcli.config import SynthesizeConfig
-from breastcli.data.store import MANIFEST, PreparedData, difference, row_bytes
+from breastcli.data.store import MANIFEST, PreparedData, row_bytes
 from breastcli.errors import UsageError, UserError
 from breastcli.files import claimed_folder, require_space, write_csv, write_json
 from breastcli.gan.assessment import assess_images
@@ -36,11 +36,10 @@ from breastcli.gan.runs import (
     remove_gan_results,
     sample_files,
 )
-from breastcli.gan.start import check_fit, start_fit, with_defaults
+from breastcli.gan.start import check_fit, resume_fit, start_fit, with_defaults
 from breastcli.gan.subject import Subject, describe, draw_images, draw_subject, open_folder, open_source, real_set
 from breastcli.gan.training import (
     COLLAPSE_LIMIT,
-    STATE_SHAPE,
     GanSession,
     diversity_share,
     find_collapse,
@@ -58,10 +57,10 @@ from breastcli.reporting.contact_sheet import contact_sheet
 from breastcli.reporting.report import write_report
 from breastcli.reporting.synthesis_plots import draw_assessment, plot_gan_curves, sample_grid, write_film
 from breastcli.shapes import check_shape
-from breastcli.system.checkpoint import damaged_resume, load_resume, read_header, save_resume
+from breastcli.system.checkpoint import read_header, save_resume
 from breastcli.system.distributed import Processes, joined_processes
 from breastcli.system.runfolder import LOG, RESUME, logging_to, recorded_run, write_history
-from breastcli.system.runtime import resolve_device
+from breastcli.system.runtime import clear_memory_errors, resolve_device
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +68,6 @@ SNAPSHOTS = 20
 GRID_COLUMNS, GRID_ROWS = 8, 2
 SHEET_IMAGES = 16
 SECONDS_BETWEEN_FIGURES = 0.5
-RESUMED_SHAPE = STATE_SHAPE | dict.fromkeys(("fingerprint", "split_fingerprint", "precision"), str)
-RESUMED_SHAPE |= {"collapse": (str, None)}
 SMOKE = {"kimg": 0.256, "width": 4, "batch_size": 16, "snapshot": 0.128}
 
 
@@ -189,22 +186,11 @@ def _fit(
         if not resuming and processes.writes:
             remove_gan_results(out)  # of the fit to overwrite, or of one that --resume finds removed in part
         if resuming:
-            saved = load_resume(out / RESUME, device)
-            check_shape(saved, RESUMED_SHAPE, out / RESUME, "start again with --overwrite")
-            what = difference(saved, data.card)
-            if what:
-                raise UserError(f"{out} was fitted to {what} of {data.folder}", fix="use --overwrite")
-            if saved["precision"] != str(session.dtype):
-                raise UserError(f"{out} was fitted in {saved['precision']}", fix="resume with the same --precision")
-            try:
-                session.restore(saved)
-            except Exception as error:  # what is in a damaged file makes torch raise almost anything
-                raise damaged_resume(out / RESUME, error) from error
+            resume_fit(session, out / RESUME, facts)
             if processes.writes:
                 _write_tables(session, out)  # which may be a snapshot ahead
-            facts["collapse"] = saved["collapse"]
-            logger.info("resuming after %.1f kimg", session.images_seen / 1000)
-        with _recorded(out, session, facts, data) as info, _clear_memory_errors(config):
+        clear = clear_memory_errors(f"--size {config.size}", config.batch_size)
+        with _recorded(out, session, facts, data) as info, clear:
             _learn(session, out, facts, progress)
             info |= {"kimg": session.images_seen / 1000, "history_rows": len(session.history)}
         if processes.writes:
@@ -395,13 +381,3 @@ def _measure(
     draw_assessment(out, subject, sets[0], found, document)
     write_json(out / ASSESSMENT, document, durable=True)
     return document
-
-
-@contextlib.contextmanager
-def _clear_memory_errors(config: SynthesizeConfig) -> Iterator[None]:
-    """Turn running out of device memory into one line."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        problem = f"the device's memory does not hold --size {config.size} with --batch-size {config.batch_size}"
-        raise UserError(problem, fix=f"try --batch-size {max(2, config.batch_size // 2)} with --overwrite") from error

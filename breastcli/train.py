@@ -45,7 +45,7 @@ from breastcli.system.runfolder import (
     remove_results,
     write_history,
 )
-from breastcli.system.runtime import resolve_device, seed_everything, use_deterministic_kernels
+from breastcli.system.runtime import clear_memory_errors, resolve_device, seed_everything, use_deterministic_kernels
 from breastcli.system.session import start_session
 from breastcli.system.training import Session, learning_rate_factor, train_epoch, validate
 
@@ -121,7 +121,7 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
     config = _name_start(out, config)
     with (
         joined_processes(resolve_device(config.device)) as (processes, device),
-        _clear_memory_errors(config),
+        clear_memory_errors(config.arch, config.batch_size),
         _claimed(out, config) if processes.writes else contextlib.nullcontext(),
     ):
         processes.wait()  # until the folder is claimed
@@ -338,19 +338,6 @@ def _facts(session: Session, row: dict[str, float]) -> dict[str, Any]:
         "synthetic": session.synthetic,
         "ancestors": session.ancestors,
     }
-
-
-@contextlib.contextmanager
-def _clear_memory_errors(config: TrainConfig) -> Iterator[None]:
-    """Turn running out of device memory into one line."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        smaller = max(1, config.batch_size // 2)
-        raise UserError(
-            f"the device's memory does not hold {config.arch} with --batch-size {config.batch_size}",
-            fix=f"try --batch-size {smaller} with --overwrite",
-        ) from error
 
 
 def _without_nan(value: Any) -> Any:

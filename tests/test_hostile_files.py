@@ -223,8 +223,19 @@ def test_items_of_a_list_are_checked(tmp_path: Path) -> None:
     ["", "train: {}", "train: {epochs: many}", "train: [1]", "train: {epochs: *x}", "\0", "train: {fold: -1}", "- 1"],
 )
 def test_a_runs_own_configuration_of_wrong_types(text: str, cli: Callable, own_run: Path) -> None:
+    """Of a run from before ``run.json`` held the configuration too."""
+    info = json.loads((own_run / "run.json").read_text())
+    del info["config"]
+    (own_run / "run.json").write_text(json.dumps(info))
     (own_run / "config.yaml").write_text(text)
     refused(cli("evaluate", own_run, *QUICK), 1, "config.yaml", "start the run again")
+
+
+@pytest.mark.parametrize("values", [7, [], {}, {"epochs": "many"}, {"fold": -1}, {"arch": {"a": 1}}, {"unheard_of": 1}])
+def test_a_configuration_of_wrong_types_in_the_account_of_a_run(values: object, cli: Callable, own_run: Path) -> None:
+    info = json.loads((own_run / "run.json").read_text())
+    (own_run / "run.json").write_text(json.dumps(info | {"config": values}))
+    refused(cli("evaluate", own_run, *QUICK), 1, "run.json", "start the run again")
 
 
 # Weights
@@ -505,11 +516,11 @@ def test_panels_of_an_explanation_stay_below(panel: str, tmp_path: Path) -> None
 
 def test_a_generator_does_not_choose_where_to_write(tmp_path: Path) -> None:
     from breastcli.config import SynthesizeConfig
-    from breastcli.synthesize import _images_folder
+    from breastcli.gan.folder import images_folder
 
     facts = {"data": str(tmp_path / "home"), "mag": "all", "fold": None, "smoke": False}
     with pytest.raises(UserError, match="no prepared folder here: name the folder to write with --out"):
-        _images_folder(SynthesizeConfig(), facts)
+        images_folder(SynthesizeConfig(), facts)
 
 
 # Links

@@ -5,24 +5,30 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from breastcli.config import SynthesizeConfig
-from breastcli.data.store import PreparedData
+from breastcli.data.store import PreparedData, difference
 from breastcli.errors import UsageError, UserError
 from breastcli.gan.conditions import Condition, find_conditions, keep_rows
 from breastcli.gan.diffaugment import parse_diffaugment
 from breastcli.gan.networks import SIZES_PX, Critic, GanOptions, Generator
 from breastcli.gan.objectives import OBJECTIVES
-from breastcli.gan.training import BETAS, FIGURES, GanSession, RealImages
+from breastcli.gan.training import BETAS, FIGURES, STATE_SHAPE, GanSession, RealImages
 from breastcli.parsing import parse_classes, parse_magnification
+from breastcli.shapes import check_shape
+from breastcli.system.checkpoint import damaged_resume, load_resume
 from breastcli.system.distributed import Processes
 from breastcli.system.runtime import mix_seed, resolve_precision
 
 logger = logging.getLogger(__name__)
+
+RESUMED_SHAPE = STATE_SHAPE | dict.fromkeys(("fingerprint", "split_fingerprint", "precision"), str)
+RESUMED_SHAPE |= {"collapse": (str, None)}
 
 
 def check_fit(config: SynthesizeConfig, processes: Processes) -> None:
@@ -112,3 +118,29 @@ def start_gan(
         augmentations=parse_diffaugment(config.diffaugment),
         sums=torch.zeros(2, len(FIGURES), device=device),
     )
+
+
+def resume_fit(session: GanSession, file: Path, facts: dict[str, Any]) -> None:
+    """Put a session where an interrupted fit stopped.
+
+    Args:
+        session: freshly started.
+        file: ``resume.pt`` of the fit.
+        facts: of the session; they name the data set, and get the collapse that was seen before.
+
+    Raises:
+        UserError: the file is damaged, or of a fit to other images or in other arithmetic.
+    """
+    saved = load_resume(file, session.device)
+    check_shape(saved, RESUMED_SHAPE, file, "start again with --overwrite")
+    what = difference(saved, facts["dataset"])
+    if what:
+        raise UserError(f"{file.parents[1]} was fitted to {what} of {facts['data']}", fix="use --overwrite")
+    if saved["precision"] != str(session.dtype):
+        raise UserError(f"{file.parents[1]} was fitted in {saved['precision']}", fix="resume with the same --precision")
+    try:
+        session.restore(saved)
+    except Exception as error:  # what is in a damaged file makes torch raise almost anything
+        raise damaged_resume(file, error) from error
+    facts["collapse"] = saved["collapse"]
+    logger.info("resuming after %.1f kimg", session.images_seen / 1000)

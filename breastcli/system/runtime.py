@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -84,6 +85,24 @@ def use_deterministic_kernels() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+@contextmanager
+def clear_memory_errors(what: str, batch_size: int) -> Iterator[None]:
+    """Turn running out of device memory into one line.
+
+    Args:
+        what: what did not fit, such as the network's name.
+        batch_size: that of the job, half of which is worth a try.
+
+    Raises:
+        UserError: memory ran out.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        problem = f"the device's memory does not hold {what} with --batch-size {batch_size}"
+        raise UserError(problem, fix=f"try --batch-size {max(1, batch_size // 2)} with --overwrite") from error
 
 
 def describe_device(device: torch.device) -> str:
