@@ -39,7 +39,7 @@ from breastcli.data.siblings import (
 
 RECIPE = DATASETS.get("lc25000").recipe
 PER_ORIGINAL = 20
-THRESHOLDS = (0.5, 0.55, 0.6, 0.65, ALIKE, 0.7, 0.75, 0.8, 0.85)
+THRESHOLDS = (0.5, 0.6, 0.65, 0.7, ALIKE, 0.8, 0.85)
 
 
 def make_sibling(original: Image.Image, degrees: int, left_right: bool, top_bottom: bool) -> Image.Image:

@@ -24,10 +24,10 @@ from breastcli.records import ImageRecord
 
 THUMBNAIL_PX = 64
 SUBSAMPLES = 4  # along each axis of a pixel of a view, so that strongly zoomed images are averaged, not sampled
-FAINTEST = 1.0  # grey levels of local contrast below which noise would decide
+FAINTEST = 1.0  # grey levels of contrast below which detail fades instead of being raised
 NEAREST = 40  # candidates of an image; of 250 equally likely originals none gets more than about 40 of 5,000 images
 # docs/results.md: siblings among real fields correlate at 0.75 or more, different fields of one slide at 0.6 at most.
-ALIKE = 0.68
+ALIKE = 0.75
 SHARED = 0.5  # of the siblings of the image that has fewer, those that a pair must have in common
 BLOCK = 256
 
@@ -158,17 +158,19 @@ def read_thumbnail(path: Path) -> np.ndarray:
 def undo(thumbnails: np.ndarray, recipe: Recipe, view: View) -> np.ndarray:
     """Return (T, N, D) float32: the centres of the originals, had the images been made by each of T turns.
 
-    Each has mean 0 and norm 1 (less where it shows hardly anything), without what is larger than the neighbourhood.
+    Each has mean 0 and norm 1 (0 where it shows nothing). What is larger than the neighbourhood is taken away, and all
+    neighbourhoods are brought to one contrast: one edge across an empty centre looks like any other.
     """
-    sampling, sharpen = _sampling(recipe, view), _sharpening(view)
-    num_pixels = len(sharpen)
+    sampling, smoothing = _sampling(recipe, view), _smoothing(view)
+    num_pixels = len(smoothing)
     undone = np.empty((view.num_turns, len(thumbnails), num_pixels), np.float32)
     for rows in _blocks(len(thumbnails)):
         centres = (sampling @ thumbnails[rows].T.astype(np.float32)).reshape(view.num_turns, num_pixels, -1)
-        local = centres.transpose(0, 2, 1) @ sharpen
+        fine = centres.transpose(0, 2, 1)
+        fine = fine - fine @ smoothing
+        local = fine / (np.sqrt(np.square(fine) @ smoothing) + FAINTEST)
         local -= local.mean(axis=2, keepdims=True)
-        faintest = FAINTEST * math.sqrt(num_pixels)
-        undone[:, rows] = local / np.maximum(np.linalg.norm(local, axis=2, keepdims=True), faintest)
+        undone[:, rows] = local / np.maximum(np.linalg.norm(local, axis=2, keepdims=True), 1e-6)
     return undone
 
 
@@ -208,11 +210,11 @@ def _disc(side_px: int) -> np.ndarray:
     return np.square(places)[:, None] + np.square(places) <= 1
 
 
-def _sharpening(view: View) -> np.ndarray:
-    """Return the (D, D) matrix that, from the right, takes away the average of each pixel's neighbourhood."""
+def _smoothing(view: View) -> np.ndarray:
+    """Return the (D, D) matrix that, from the right, gives the average of each pixel's neighbourhood in the disc."""
     places = np.argwhere(_disc(view.side_px)) / view.side_px
     weights = np.exp(-np.square(places[:, None] - places).sum(axis=2) / (2 * view.neighbourhood**2))
-    return (np.eye(len(places)) - weights / weights.sum(axis=1, keepdims=True)).T.astype(np.float32)
+    return (weights / weights.sum(axis=1, keepdims=True)).T.astype(np.float32)
 
 
 def _mirrorings(view: View) -> np.ndarray:
