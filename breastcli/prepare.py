@@ -135,7 +135,7 @@ def _prepare(
     rows, reference = checked.rows, None
     if config.stain != "none" and not config.audit:
         rows, reference = _normalise_stain(rows, checked.array, config, progress)
-    notes = chosen.notes + checked.audit.warnings()
+    notes = chosen.notes + checked.notes + checked.audit.warnings()
     card = _card(rows, len(checked.rejected), notes, adapter, checked.audit, reference, imported, config)
     if config.audit:
         _move_audit(out)

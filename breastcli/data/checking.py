@@ -15,6 +15,7 @@ from breastcli.data.duplicates import IDENTICAL, NEAR, Duplicate, choose_dropped
 from breastcli.data.images import MIN_SIDE_PX
 from breastcli.data.imported_split import fill_validation
 from breastcli.data.journal import JournalEntry, decode_into
+from breastcli.data.siblings import describe_groups, find_siblings, join_duplicates
 from breastcli.data.splits import fold_records, split_records
 from breastcli.data.store import IMAGES, keep_images, npy_header, row_bytes
 from breastcli.errors import UserError
@@ -37,6 +38,7 @@ class Checked:
         duplicates: identical and nearly identical pairs, those that were dropped included.
         rejected: files left out.
         array: .npy file of the images of ``rows``.
+        notes: facts about groups that were found, to keep with the data set.
     """
 
     rows: list[PreparedRecord]
@@ -44,6 +46,7 @@ class Checked:
     duplicates: list[Duplicate]
     rejected: list[Rejection]
     array: Path
+    notes: list[str]
 
 
 def check(
@@ -75,6 +78,7 @@ def check(
     rejected = chosen.rejected + [Rejection(one.path, one.reason) for one in journal if one.reason]
     _report_rejected(partial, rejected, strict=config.strict)
     duplicates = _find_duplicates(decoded, raw, progress)
+    decoded, notes = _with_siblings(decoded, duplicates, chosen, raw, workers, progress)
     dropped = choose_dropped(duplicates, config.drop_duplicates)
     gone = {one.path for one in dropped}
     kept = [one for one in decoded if one[0].path not in gone]
@@ -89,7 +93,7 @@ def check(
     array = partial / IMAGES
     if gone and not config.audit:
         array = keep_images(array, [record.path not in gone for record, _ in decoded], size_px)
-    return Checked(rows, findings, duplicates, rejected + dropped, array)
+    return Checked(rows, findings, duplicates, rejected + dropped, array, notes)
 
 
 def _require_space(partial: Path, num_images: int, size_px: int, config: PrepareConfig) -> None:
@@ -105,6 +109,22 @@ def _find_duplicates(decoded: list[tuple[ImageRecord, JournalEntry]], raw: Path,
     records = [record for record, _ in decoded]
     looks = [one.measures.perceptual_hash if one.measures else "" for _, one in decoded]
     return find_duplicates(records, [one.pixel_hash for _, one in decoded], looks, raw, progress)
+
+
+def _with_siblings(
+    decoded: list[tuple[ImageRecord, JournalEntry]],
+    duplicates: list[Duplicate],
+    chosen: Chosen,
+    raw: Path,
+    workers: int,
+    progress: Progress,
+) -> tuple[list[tuple[ImageRecord, JournalEntry]], list[str]]:
+    """Return the images with their siblings as exams, where those are to be found, and what to say of them."""
+    if chosen.recipe is None or not decoded:
+        return decoded, []
+    records, entries = zip(*decoded, strict=True)
+    records = join_duplicates(find_siblings(records, chosen.recipe, raw, workers, progress), duplicates)
+    return list(zip(records, entries, strict=True)), [describe_groups(records)]
 
 
 def _write_rejected(partial: Path, rejected: list[Rejection]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from breastcli.config import PrepareConfig
-from breastcli.data.datasets import DataSet, Rejection, Scan
+from breastcli.data.datasets import DataSet, Recipe, Rejection, Scan
 from breastcli.data.imported_split import ImportedSplit
 from breastcli.data.patients import assign_patients
 from breastcli.data.splits import known_level
@@ -27,6 +27,7 @@ class Chosen:
         notes: facts about the images and the choice, to keep with the data set.
         level: what never crosses a split ("exam", "patient" or "image").
         sides: path to side, where the split is imported.
+        recipe: how siblings were made that are still to be found and stand for examinations; None where there are none.
     """
 
     records: list[ImageRecord]
@@ -34,6 +35,7 @@ class Chosen:
     notes: list[str]
     level: str
     sides: dict[str, str] | None
+    recipe: Recipe | None = None
 
 
 def settle(adapter: DataSet, scan: Scan) -> DataSet:
@@ -66,10 +68,12 @@ def choose(scan: Scan, adapter: DataSet, raw: Path, imported: ImportedSplit | No
     if config.patients:
         records = assign_patients(records, config.patients)
         notes.append("patients are those of --patients, not of the data set's names")
-    level = known_level(records, config.group_by)
+    unknown = not any(record.exam or record.patient for record in records)
+    recipe = adapter.recipe if unknown and config.group_by != "patient" else None
+    level = config.group_by if recipe else known_level(records, config.group_by)
     if level != config.group_by:
         notes.append(f"{config.group_by}s are unknown: grouped by {level}")
-    return Chosen(records, rejected, notes, level, sides)
+    return Chosen(records, rejected, notes, level, sides, recipe)
 
 
 def _of_magnification_and_classes(

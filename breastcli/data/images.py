@@ -52,11 +52,16 @@ class Decoded:
 
 
 @contextlib.contextmanager
-def open_image(path: Path, min_side_px: int = 1) -> Iterator[Image.Image]:
+def open_image(path: Path, min_side_px: int = 1, least_px: int | None = None) -> Iterator[Image.Image]:
     """Yield an image file decoded, whatever it may be in truth; what fails while it is used is rejected as well.
 
     Nothing is decoded of a file that is no PNG, JPEG, TIFF or BMP, holds several frames, or says that it is larger than
     ``MAX_PIXELS``. Links are followed.
+
+    Args:
+        path: image file.
+        min_side_px: smaller images are rejected.
+        least_px: where a smaller image will do, its least side; a JPEG file is then decoded at a fraction of its size.
 
     Raises:
         RejectedImageError: with the reason.
@@ -72,6 +77,8 @@ def open_image(path: Path, min_side_px: int = 1) -> Iterator[Image.Image]:
             warnings.filterwarnings("ignore", module=r"PIL\.")
             with Image.open(path, formats=FORMATS) as image:
                 _check_before_decoding(image, min_side_px)
+                if least_px is not None:
+                    image.draft(image.mode, (least_px, least_px))
                 image.load()
                 yield image
     except RejectedImageError:
@@ -89,17 +96,17 @@ def open_image(path: Path, min_side_px: int = 1) -> Iterator[Image.Image]:
         raise RejectedImageError(reason) from None
 
 
-def read_rgb(path: Path) -> Image.Image:
+def read_rgb(path: Path, least_px: int | None = None) -> Image.Image:
     """Read an image file as 8-bit RGB.
 
     Grey, palette and opaque RGBA images are converted; transparency is laid on white, the colour of empty slide; 16-bit
     grey is scaled from its full range. EXIF orientation is applied. Colour spaces whose conversion would invent
-    colours (CMYK, Lab, floating point) are rejected.
+    colours (CMYK, Lab, floating point) are rejected. With ``least_px`` it may come smaller, as ``open_image`` says.
 
     Raises:
         RejectedImageError: with the reason.
     """
-    with open_image(path, MIN_SIDE_PX) as image:
+    with open_image(path, MIN_SIDE_PX, least_px) as image:
         return _to_rgb(ImageOps.exif_transpose(image))
 
 

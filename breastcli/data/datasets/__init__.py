@@ -41,6 +41,20 @@ class Scan:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How the images of a data set were made from fewer originals: turned, cut out about the centre, stretched back to
+    the full size, and mirrored.
+
+    Attributes:
+        max_degrees: the largest turn, to either side.
+        kept: tells, for a turn in degrees, the width and height that were cut out, as shares of the original's.
+    """
+
+    max_degrees: int
+    kept: Callable[[float], tuple[float, float]]
+
+
+@dataclass(frozen=True)
 class DataSet:
     """An adapter of one data set.
 
@@ -58,6 +72,8 @@ class DataSet:
         subtypes: the classes of ``--task subtype``, harmless ones first; of two that are kept the later is positive.
         num_images: how many images the full data set has, or None where that is open.
         generic: whether it takes any images, so that it is asked only where no other data set recognises them.
+        recipe: how its images were made from originals that their names do not tell; ``prepare`` then looks for the
+            siblings, and where nobody gives other groups they stand for examinations.
         stained: whether haematoxylin-and-eosin normalisation makes sense.
         drawn: whether the images were drawn by a program.
         draw: draw the images into a folder that does not hold them yet (drawn data sets only).
@@ -75,6 +91,7 @@ class DataSet:
     subtypes: tuple[str, ...]
     num_images: int | None = None
     generic: bool = False
+    recipe: Recipe | None = None
     stained: bool = True
     drawn: bool = False
     draw: Callable[..., None] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from breastcli.data.datasets import (
     DATASETS,
     DataSet,
+    Recipe,
     Scan,
     class_folder,
     count_note,
@@ -34,10 +36,8 @@ LABELS = {
 }
 NUM_IMAGES = dict.fromkeys(LABELS, 5000)
 NAME = re.compile(rf"(?P<code>{'|'.join(CODES)})\d+")
-SIBLINGS = (
-    "made from 1,250 originals by augmentation, and names do not tell which images are siblings: every split leaks; "
-    "for pre-training only"
-)
+SIBLINGS = "made from 1,250 originals by turning and mirroring; names do not tell which images are siblings"
+MAX_DEGREES = 25
 
 
 def describe(path: str) -> ImageRecord | None:
@@ -52,6 +52,19 @@ def describe(path: str) -> ImageRecord | None:
     subtype = CODES[match["code"]]
     agrees = class_folder(path, {name: name for name in LABELS}) in ("", subtype)
     return ImageRecord(image_id=stem, path=path, label=LABELS[subtype] if agrees else "", subtype=subtype)
+
+
+def kept_by_turn(degrees: float) -> tuple[float, float]:
+    """Return the width and height of what a turn leaves of a square original, as shares of its side.
+
+    Source: Augmentor (Bloice, Roth, Holzinger, Bioinformatics 2019), with which the data set was made, in its releases
+    0.1.9 to 0.2.12. Differs from its documentation, which promises the largest upright square: the code divides by 1
+    where the formula has 1 - tan², and keeps less, of the height less than of the width.
+    """
+    angle = math.radians(abs(degrees))
+    slope, canvas = math.tan(angle), math.sin(angle) + math.cos(angle)
+    margin = slope * canvas * (1 - slope)
+    return canvas - 2 * margin, canvas - 2 * slope * (canvas - margin)
 
 
 def scan(root: Path) -> Scan:
@@ -79,5 +92,6 @@ DATASETS.register("lc25000")(
         classes=("benign", "malignant"),
         subtypes=tuple(LABELS),
         num_images=sum(NUM_IMAGES.values()),
+        recipe=Recipe(MAX_DEGREES, kept_by_turn),
     )
 )
