@@ -188,9 +188,10 @@ def read_text(path: Path) -> str:
     try:
         known = path.stat()
         if not stat.S_ISREG(known.st_mode):
-            raise UserError(f"cannot read {path}: it is no regular file")
+            raise UserError(f"cannot read {path}: it is no regular file", fix="give a plain file")
         if known.st_size > MAX_BYTES:
-            raise UserError(f"cannot read {path}: it has {known.st_size:,} bytes, more than {MAX_BYTES:,}")
+            size = f"{known.st_size:,} bytes, more than {MAX_BYTES:,}"
+            raise UserError(f"cannot read {path}: it has {size}", fix="make it again")
         return path.read_bytes().decode("utf-8")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error

@@ -174,7 +174,7 @@ def remove_results(folder: Path) -> None:
 
 def _is_of_train(info: Path) -> bool:
     try:
-        return bool(read_json(info)["command"] == "train")
+        return read_json(info)["command"] == "train"
     except (UserError, KeyError, TypeError):
         return False  # a damaged one
 

@@ -101,7 +101,7 @@ def _build(
         model = build_model(options)
         model.load_state_dict(saved["model"])
     except Exception as error:  # what is in a damaged file makes torch raise almost anything
-        raise damaged_resume(Path(config.out or "") / RESUME, error) from error
+        raise damaged_resume(Path(RESUME), error) from error
     return model, options, saved["ancestors"]
 
 
