@@ -12,10 +12,10 @@ STAMP := $(VENV)/.installed
 DEMO := runs/demo
 BENCH_ARCHS ?=
 
-.PHONY: help install demo lint format test test-gpu bench clean
+.PHONY: help install demo lint format test test-faults test-gpu bench clean
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## install breastcli and its development tools into .venv
 
@@ -62,6 +62,9 @@ format: $(STAMP)  ## format the code
 
 test: lint  ## install, lint and run every test that this machine can run
 	$(BIN)/python -m pytest
+
+test-faults: $(STAMP)  ## kill, starve and damage every job by the hundred (most of an hour), and print how often
+	$(BIN)/python -m pytest -m slow
 
 test-gpu: $(STAMP)  ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
