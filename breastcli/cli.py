@@ -28,6 +28,7 @@ SUMMARIES = {
     "explain": "Show where a network looks, and measure whether that is so.",
     "predict": "Predict image files with a trained run.",
     "benchmark": "Measure size, speed and convergence of networks, and our code beside what one would otherwise run.",
+    "report": "Make the page of a run again, or one page that sets several runs beside each other.",
 }
 SHARED = ("synthesize", "train")  # jobs that several processes of torchrun can share
 COMMON_PANEL = "Common options"

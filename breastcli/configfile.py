@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 from breastcli.config import JOBS, JobConfig, field_types
 from breastcli.errors import UsageError
+from breastcli.options import flag_of
 
 Config = TypeVar("Config", bound=JobConfig)
 
@@ -70,6 +72,31 @@ def read_section(path: Path, job: str, flag: str = "--config") -> dict[str, Any]
             near = get_close_matches(str(name), JOBS, n=1)
             raise UsageError(f"{path}: unknown section {name!r}", fix=f"did you mean {(near or list(JOBS))[0]!r}?")
     return sections.get(job, {})
+
+
+def to_command(kind: type[JobConfig], values: Mapping[str, Any]) -> str:
+    """Return the command line that gives a job these values, quoted for a shell; defaults are left out.
+
+    Args:
+        kind: the job's configuration.
+        values: name of a field to its value, as JSON gives it back; other names are passed over. What only says how
+            to treat files that are there already (``overwrite``, ``resume``) is left out.
+    """
+    job = next(name for name, known in JOBS.items() if known is kind)
+    words, flags = ["breastcli", job], []
+    for field in dataclasses.fields(kind):
+        value = values.get(field.name, field.default)
+        value = tuple(value) if isinstance(value, list) else value
+        several = value if isinstance(value, tuple) else (value,)
+        if field.metadata["positional"]:  # also as by default, since others may follow
+            words += (str(one) for one in several if one is not None)
+        elif value == field.default or field.name in ("overwrite", "resume"):
+            continue
+        elif isinstance(value, bool):
+            flags.append(flag_of(field.name) if value else flag_of(f"no_{field.name}"))
+        else:
+            flags += [word for one in several for word in (flag_of(field.name), str(one))]
+    return shlex.join([*words, *flags])
 
 
 def to_yaml(config: JobConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from dataclasses import dataclass, field
@@ -242,6 +243,7 @@ def _document(work: _Work) -> dict[str, Any]:
         "name": config.method,
         "methods": {name: {"title": kind.title, "source": kind.source} for name, kind in kinds.items()},
         "run": str(work.run.folder),
+        "config": dataclasses.asdict(config),
         "checkpoint": {"epoch": work.facts["epoch"], "started": work.run.info["started"]},
         "split": None if config.images else config.split,
         "n": len(subjects),

@@ -55,28 +55,12 @@ def show_prepare(result: PrepareResult) -> None:
 
 def _show_audit(audit: Audit) -> None:
     """Print what was found of each kind, in figures; the notes name what matters."""
+    from breastcli.data.findings import describe_findings
+
     table = make_table("audit", ["", "found"])
     table.columns[1].justify = "left"
-    sides, labels = len(audit.identical_across_splits), len(audit.label_conflicts)
-    table.add_row("identical images", _and_worse(len(audit.identical_images), "set", sides, labels))
-    if audit.near_duplicates is None:
-        table.add_row("near-duplicates", "not looked for: prepared by an older breastcli")
-    else:
-        sides, labels = len(audit.near_across_splits), len(audit.near_conflicts)
-        blind = f"; images not compared: {audit.num_not_compared}" if audit.num_not_compared else ""
-        table.add_row("near-duplicates", _and_worse(len(audit.near_duplicates), "pair", sides, labels) + blind)
-    if audit.shared_exams:
-        table.add_row("exams of several patient ids", f"{len(audit.shared_exams)} ({_first(list(audit.shared_exams))})")
-    for level, names in audit.crossing.items():
-        if names:
-            table.add_row(f"{level}s on two sides", f"{len(names)} ({_first(names)})")
-    found = Counter(one.finding for one in audit.outliers)
-    table.add_row("odd images", f"{found['blank']} blank, {found['blurred']} blurred, {found['size']} of another size")
-    for one in audit.drift:
-        unit = f"SD between {audit.coarsest or 'image'}s"
-        table.add_row(
-            f"colour of {one.name}", f"{one.shift:+.1f} {unit} ({one.channel}; ±{one.by_chance:.1f} by chance)"
-        )
+    for kind, text in describe_findings(audit).items():
+        table.add_row(kind, escape(text))
     images: Counter[tuple[str, str]] = Counter()
     for row in audit.counts:
         images[row["class"], row["magnification"]] += row["images"]
@@ -85,15 +69,6 @@ def _show_audit(audit: Audit) -> None:
         if figures:
             table.add_row(escape(name), ", ".join(figures))
     console.OUT.print(table)
-
-
-def _and_worse(count: int, unit: str, sides: int, labels: int) -> str:
-    unit = unit if count == 1 else f"{unit}s"
-    return f"{count} {unit}, {sides} on two sides, {labels} with two labels" if count else "none"
-
-
-def _first(names: list[str]) -> str:
-    return escape(", ".join(names[:10]) + (", …" if len(names) > 10 else ""))
 
 
 def show_synthesize(result: SynthesizeResult) -> None:
