@@ -33,6 +33,7 @@ from breastcli.parsing import parse_magnification
 from breastcli.progress import SILENT, Progress
 from breastcli.records import Predictions, Scores, stamp_of, strings
 from breastcli.reporting import plots
+from breastcli.reporting.cases import draw_errors
 from breastcli.reporting.comparison import write_comparison
 from breastcli.reporting.embedding_plot import plot_embedding
 from breastcli.reporting.report import write_report
@@ -140,6 +141,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
     }
     document["predictions"] = _write_predictions(out, predictions, parts)
     _draw_plots(out, predictions, before, image, document["dataset"])
+    draw_errors(out, predictions, {part.run.folder.name: part.data for part in parts})
     if not config.embedding:
         (out / EMBEDDING_PLOT).unlink(missing_ok=True)  # an earlier evaluation's
     write_json(out / METRICS, document)
@@ -322,6 +324,7 @@ def _provenance(parts: list[_Evaluated], config: EvaluateConfig) -> dict[str, An
         "runs": [str(part.run.folder) for part in parts],
         "epochs": [part.epoch for part in parts],
         "split": config.split,
+        "config": dataclasses.asdict(config),
         "threshold": {
             "rule": config.threshold,
             "value": thresholds[0] if len(set(thresholds)) == 1 else None,

@@ -27,7 +27,6 @@ from breastcli.models.freezing import unfreeze
 from breastcli.parsing import parse_magnification
 from breastcli.progress import SILENT, Progress
 from breastcli.records import stamp_of
-from breastcli.reporting.model_card import write_model_card
 from breastcli.reporting.plots import plot_curves
 from breastcli.reporting.report import write_report
 from breastcli.reporting.split_sheet import draw_extra
@@ -169,7 +168,6 @@ def _run(
         info["num_parameters"] = _count_parameters(session)
         save_checkpoint(out / LAST, session.model, session.options, _facts(session, session.history[-1]))
     write_report(out)
-    write_model_card(out)
     return session, best
 
 

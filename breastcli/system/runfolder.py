@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ TRAINED = (BEST, LAST, *FACTS, RESUME, HISTORY, TIMING, "curves.png", EXTRA_SHEE
 METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
 EXPLANATION, MAPS = "explain.json", "saliency.npz"
 EXPLAINED = (EXPLANATION, MAPS, "localisation.csv", "faithfulness.csv", "gallery.png", "comparison.png")
+ERRORS = "errors"  # thumbnails of the most confident ones, in the folder of an evaluation
 EMBEDDING_PLOT = "embedding.png"
 PLOTS = ("confusion.png", "roc.png", "precision_recall.png", "reliability.png", "patients.png", EMBEDDING_PLOT)
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow", "safetensors")
@@ -107,10 +109,19 @@ def remove_explanation(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
+def remove_errors(folder: Path) -> None:
+    """Remove the thumbnails of an evaluation; nothing else."""
+    for path in (folder / ERRORS).glob("*.png"):
+        if re.fullmatch(r".*-[0-9a-f]{8}", path.stem):
+            path.unlink()
+
+
 def remove_results(folder: Path) -> None:
     """Remove what an earlier training, its evaluations and explanations wrote into a run folder; nothing else."""
     for explanation in folder.glob(f"explain/*/{EXPLANATION}"):
         remove_explanation(explanation.parent)
+    for evaluation in folder.glob("evaluate/*"):
+        remove_errors(evaluation)
     evaluations = [path / name for path in folder.glob("evaluate/*") for name in (METRICS, PREDICTIONS, *PLOTS)]
     for path in [*(folder / name for name in TRAINED), *evaluations]:
         path.unlink(missing_ok=True)
