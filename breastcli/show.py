@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from breastcli.explain import ExplainResult
     from breastcli.predict import PredictResult
     from breastcli.prepare import PrepareResult
+    from breastcli.report import ReportResult
     from breastcli.synthesize import SynthesizeResult
     from breastcli.system.comparing import ComparisonResult
     from breastcli.train import TrainResult
 
 SHORT = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1_weighted", "roc_auc")
+REPORTED = ("accuracy", "balanced_accuracy", "roc_auc")
 MAX_LISTED = 20
 
 
@@ -294,6 +296,28 @@ def show_predict(result: PredictResult) -> None:
     console.OUT.print(str(result.out))
 
 
+def show_report(result: ReportResult) -> None:
+    """Print the figures of each run, what makes them hard to compare, and where the pages are."""
+    document = result.document
+    known = [(name, row) for name, row in zip(document["names"], document["runs"], strict=True) if row["n"]]
+    for name, row in known:
+        if row["stamp"]:
+            console.OUT.print(f"[bold red]{escape(name)}: {escape(row['stamp'])}[/bold red]")
+    table = make_table(f"{document['split']} split", ["", "n", *REPORTED])
+    for name, row in known:
+        figures = [interval(read_interval(row["image"][key])) if row["image"][key] else "–" for key in REPORTED]
+        table.add_row(escape(name), f"{row['n']:,}", *figures)
+    if known:
+        console.OUT.print(table)
+    if document["apart"]:
+        what = ", ".join(document["apart"])
+        console.OUT.print(f"[bold red]not tested on the same images: they differ in {what}[/bold red]")
+    for path in [*result.pages, *result.model_cards]:
+        if path != result.out:
+            console.OUT.print(f"- {escape(str(path))}")
+    console.OUT.print(escape(str(result.out)))
+
+
 def _show_subsets(title: str, subsets: dict[str, Scores], metrics: tuple[str, ...]) -> None:
     from breastcli.metrics.classification import METRICS
 
@@ -319,4 +343,5 @@ SHOW = {
     "explain": show_explain,
     "predict": show_predict,
     "benchmark": show_benchmark,
+    "report": show_report,
 }

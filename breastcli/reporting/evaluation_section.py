@@ -45,6 +45,7 @@ PLOTS = {
     "patients.png": ("Patients, worst first", "each image of a patient at the probability given to its true class"),
     "embedding.png": ("Embedding", "directions in a plane, and the angles between images of one class and of two"),
 }
+WIDE = {"patients.png", "embedding.png"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def read_evaluation(
     beside = paper_table(document, arch)
     notes = [note for scores in (image, *patient_levels(patient)) for note in scores.get("notes", ())]
     notes = [*(part(document, "dataset").get("notes") or ()), *notes, *(paper_notes(beside) if beside else ())]
-    pictures = [read_picture(folder / name, title, alt) for name, (title, alt) in PLOTS.items()]
+    wide = WIDE | ({"reliability.png"} if part(document, "calibration") else set())  # before and after side by side
+    pictures = [read_picture(folder / name, *words, wide=name in wide) for name, words in PLOTS.items()]
     cases: list[Table] = []
     errors: list[Picture] = []
     if (folder / PREDICTIONS).is_file():

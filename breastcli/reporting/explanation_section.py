@@ -348,7 +348,7 @@ def _pictures(folder: Path, document: Mapping[str, Any]) -> Iterator[Picture]:
         ("comparison.png", "Figures of the methods", "dots with 95 % intervals; the tables hold the same figures"),
         ("gallery.png", "Gallery", "images, and beside each its map laid over it"),
     ):
-        picture = read_picture(folder / name, title, alt)
+        picture = read_picture(folder / name, title, alt, wide=True)
         if picture:
             yield picture
     num_panels = 0
@@ -356,7 +356,8 @@ def _pictures(folder: Path, document: Mapping[str, Any]) -> Iterator[Picture]:
         if num_panels == MAX_PANELS:
             return
         path = panel_of(folder, image)
-        picture = read_picture(path, _caption(image), f"the image, and its maps by {methods}") if path else None
+        shown = (_caption(image), f"the image, and its maps by {methods}")
+        picture = read_picture(path, *shown, wide=len(part(document, "methods")) > 2) if path else None
         if picture:
             num_panels += 1
             yield picture

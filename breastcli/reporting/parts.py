@@ -20,7 +20,7 @@ NOTHING = "–"
 class Cell:
     """One cell of a table: what it says, the interval printed smaller after it, and how it stands out.
 
-    ``tone`` is "best", "leaky" or "".
+    ``tone`` is "best", "leaky" (a figure), "stamp" (the words that say so) or "".
     """
 
     text: str

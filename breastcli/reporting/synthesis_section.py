@@ -267,7 +267,7 @@ def _pictures(folder: Path) -> Iterator[Picture]:
     film = "; training.gif in the run folder shows them all" if (folder / "training.gif").is_file() else ""
     found = [(path, f"The same noise at the last snapshot{film}", "a grid of images") for path in last]
     found += [(folder / "assess" / name, *words) for name, words in PICTURES.items()]
-    yield from filter(None, (read_picture(*words) for words in found))
+    yield from filter(None, (read_picture(*words, wide=True) for words in found))
 
 
 def _rows(document: Any, key: str) -> list[Mapping[str, Any]]:
