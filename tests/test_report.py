@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 from PIL import Image
@@ -312,7 +313,7 @@ def test_the_contents_lead_somewhere_and_headings_follow_each_other(folder):
     levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3", "h4")]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(deeper <= before + 1 for before, deeper in zip(levels, levels[1:], strict=False))
+    assert all(deeper <= before + 1 for before, deeper in pairwise(levels))
     (html,) = [attributes for tag, attributes in page.tags if tag == "html"]
     assert html["lang"] == "en"
 
