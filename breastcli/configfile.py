@@ -74,13 +74,18 @@ def read_section(path: Path, job: str, flag: str = "--config") -> dict[str, Any]
     return sections.get(job, {})
 
 
+def to_document(config: JobConfig) -> dict[str, Any]:
+    """Return the options as JSON holds them, without those that only say how to treat files that are there already."""
+    values = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}
+    return {name: value for name, value in values.items() if name not in ("overwrite", "resume")}
+
+
 def to_command(kind: type[JobConfig], values: Mapping[str, Any]) -> str:
     """Return the command line that gives a job these values, quoted for a shell; defaults are left out.
 
     Args:
         kind: the job's configuration.
-        values: name of a field to its value, as JSON gives it back; other names are passed over. What only says how
-            to treat files that are there already (``overwrite``, ``resume``) is left out.
+        values: name of a field to its value, as ``to_document`` has it; other names are passed over.
     """
     job = next(name for name, known in JOBS.items() if known is kind)
     words, flags = ["breastcli", job], []
@@ -90,7 +95,7 @@ def to_command(kind: type[JobConfig], values: Mapping[str, Any]) -> str:
         several = value if isinstance(value, tuple) else (value,)
         if field.metadata["positional"]:  # also as by default, since others may follow
             words += (str(one) for one in several if one is not None)
-        elif value == field.default or field.name in ("overwrite", "resume"):
+        elif value == field.default:
             continue
         elif isinstance(value, bool):
             flags.append(flag_of(field.name) if value else flag_of(f"no_{field.name}"))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from breastcli.config import EvaluateConfig
+from breastcli.configfile import to_document
 from breastcli.data.loading import load_batches, make_batches
 from breastcli.data.store import PreparedData
 from breastcli.errors import UsageError, UserError
@@ -324,7 +325,7 @@ def _provenance(parts: list[_Evaluated], config: EvaluateConfig) -> dict[str, An
         "runs": [str(part.run.folder) for part in parts],
         "epochs": [part.epoch for part in parts],
         "split": config.split,
-        "config": dataclasses.asdict(config),
+        "config": to_document(config),
         "threshold": {
             "rule": config.threshold,
             "value": thresholds[0] if len(set(thresholds)) == 1 else None,

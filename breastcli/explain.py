@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 
 from breastcli.cams import CAMS, CamOptions
 from breastcli.config import ExplainConfig
+from breastcli.configfile import to_document
 from breastcli.data.masks import MaskSet
 from breastcli.errors import UsageError, UserError
 from breastcli.files import claim_folder, replacing, write_csv, write_json
@@ -243,7 +243,7 @@ def _document(work: _Work) -> dict[str, Any]:
         "name": config.method,
         "methods": {name: {"title": kind.title, "source": kind.source} for name, kind in kinds.items()},
         "run": str(work.run.folder),
-        "config": dataclasses.asdict(config),
+        "config": to_document(config),
         "checkpoint": {"epoch": work.facts["epoch"], "started": work.run.info["started"]},
         "split": None if config.images else config.split,
         "n": len(subjects),

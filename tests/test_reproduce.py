@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from breastcli.config import EvaluateConfig, ExplainConfig, JobConfig, PrepareConfig, TrainConfig
-from breastcli.configfile import to_command
+from breastcli.configfile import to_command, to_document
 from breastcli.reporting.reproduce import commands
 from breastcli.reporting.run_files import RunFiles
 
@@ -26,7 +26,7 @@ CONFIGS: list[JobConfig] = [
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
 def test_a_command_gives_its_configuration_back(config: JobConfig, breastcli: Callable) -> None:
-    values = json.loads(json.dumps(dataclasses.asdict(config)))  # as a document holds it
+    values = json.loads(json.dumps(to_document(config)))
     program, *words = shlex.split(to_command(type(config), values | {"no_option": 1}))
     assert program == "breastcli"
     done = breastcli(*words, "--print-config")
@@ -36,9 +36,10 @@ def test_a_command_gives_its_configuration_back(config: JobConfig, breastcli: Ca
 
 
 def test_defaults_and_what_is_about_existing_files_are_left_out() -> None:
-    values = dataclasses.asdict(EvaluateConfig(runs=("r",), overwrite=True))
+    values = to_document(EvaluateConfig(runs=("r",), overwrite=True))
+    assert values == json.loads(json.dumps(values))
     assert to_command(EvaluateConfig, values) == "breastcli evaluate r"
-    assert to_command(TrainConfig, {"resume": True, "smoke": True}) == "breastcli train --smoke"
+    assert to_command(TrainConfig, to_document(TrainConfig(resume=True, smoke=True))) == "breastcli train --smoke"
 
 
 def test_every_step_of_a_run_has_its_command(tmp_path: Path) -> None:

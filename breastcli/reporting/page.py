@@ -72,7 +72,7 @@ def _shrink(source: str, limit: float) -> str:
             if longest <= MAX_SIDE_PX and len(source) <= limit:
                 return source
             image = opened.convert("RGBA" if "A" in opened.mode or "transparency" in opened.info else "RGB")
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return source if len(source) <= limit else LEFT_OUT
     side, found = min(MAX_SIDE_PX, longest), source
     while side >= MIN_SIDE_PX:
