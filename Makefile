@@ -41,6 +41,7 @@ demo: $(STAMP)  ## draw the sample data set and run the whole chain on it
 	$(BIN)/breastcli train --arch timm/resnet10t --data $(DEMO)/data --extra $(DEMO)/synthetic --out $(DEMO)/run-extra \
 	  --device $(DEVICE) --epochs 6 --lr 1e-3 --schedule cosine --augment light --imbalance weights --overwrite
 	$(BIN)/breastcli evaluate $(DEMO)/run-extra --device $(DEVICE) --overwrite
+	$(BIN)/breastcli report $(DEMO)/run $(DEMO)/run-extra --out $(DEMO)/report --overwrite
 	@echo
 	@echo "The sample data set is drawn by a program: its figures say that the chain works, nothing about tissue."
 	@echo "contact sheet  $(DEMO)/data/contact_sheet.png"
@@ -50,6 +51,7 @@ demo: $(STAMP)  ## draw the sample data set and run the whole chain on it
 	@echo "generator      $(DEMO)/gan/report.html"
 	@echo "synthetic      $(DEMO)/synthetic/contact_sheet.png"
 	@echo "trained on it  $(DEMO)/run-extra/report.html"
+	@echo "both runs      $(DEMO)/report/report.html"
 	@echo "report         $(DEMO)/run/report.html"
 
 lint: $(STAMP)  ## check format and style

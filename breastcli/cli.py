@@ -33,6 +33,7 @@ SUMMARIES = {
     "explain": "Show where a network looks, and measure whether that is so.",
     "predict": "Predict image files with a trained run.",
     "benchmark": "Measure size, speed and convergence of networks, and our code beside what one would otherwise run.",
+    "report": "Make the page of a run again, or one page that sets several runs beside each other.",
 }
 PATIENCE_S = 5.0  # in which a job that was told to stop is not told again
 SHARED = ("synthesize", "train")  # jobs that several processes of torchrun can share

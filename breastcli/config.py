@@ -342,6 +342,17 @@ class BenchmarkConfig(JobConfig):
     resume: bool = option(False, "convergence: keep the runs that are finished and go on with the others.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(JobConfig):
+    """Options of ``breastcli report``."""
+
+    runs: tuple[str, ...] = option(
+        (), "Run folders, or latest: one page is rebuilt, several are compared.", positional=True
+    )
+    out: str | None = option(None, "Folder to write, of several runs (default: runs/report).", metavar="DIR")
+    split: str = option("test", "Evaluated split that is compared.", choices=("test", "val"))
+
+
 JOBS: dict[str, type[JobConfig]] = {
     "prepare": PrepareConfig,
     "synthesize": SynthesizeConfig,
@@ -350,6 +361,7 @@ JOBS: dict[str, type[JobConfig]] = {
     "explain": ExplainConfig,
     "predict": PredictConfig,
     "benchmark": BenchmarkConfig,
+    "report": ReportConfig,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 from breastcli.config import JOBS, JobConfig, field_types
 from breastcli.errors import UsageError, UserError
 from breastcli.files import read_text
+from breastcli.options import flag_of
 
 Config = TypeVar("Config", bound=JobConfig)
 MAX_SIGNS = 100_000  # of a configuration file; one with every option has 5,000
@@ -91,6 +93,35 @@ def _read_yaml(path: Path, flag: str) -> Any:
 
 def _shown(key: Any) -> str:
     return repr(str(key)[:40])
+
+
+def to_document(config: JobConfig) -> dict[str, Any]:
+    """Return the options as JSON holds them, without those that only say how to treat files that are there already."""
+    values = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}
+    return {name: value for name, value in values.items() if name not in ("overwrite", "resume")}
+
+
+def to_command(kind: type[JobConfig], values: Mapping[str, Any]) -> str:
+    """Return the command line that gives a job these values, quoted for a shell; defaults are left out.
+
+    Args:
+        kind: the job's configuration.
+        values: name of a field to its value, as ``to_document`` has it; other names are passed over.
+    """
+    words, flags = ["breastcli", job_of(kind)], []
+    for field in dataclasses.fields(kind):
+        value = values.get(field.name, field.default)
+        value = tuple(value) if isinstance(value, list) else value
+        several = value if isinstance(value, tuple) else (value,)
+        if field.metadata["positional"]:  # also as by default, since others may follow
+            words += (str(one) for one in several if one is not None)
+        elif value == field.default:
+            continue
+        elif isinstance(value, bool):
+            flags.append(flag_of(field.name) if value else flag_of(f"no_{field.name}"))
+        else:
+            flags += [word for one in several for word in (flag_of(field.name), str(one))]
+    return shlex.join([*words, *flags])
 
 
 def to_yaml(config: JobConfig) -> str:

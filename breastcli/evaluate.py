@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from breastcli.config import EvaluateConfig
+from breastcli.configfile import to_document
 from breastcli.data.store import PreparedData
 from breastcli.errors import UsageError, UserError
 from breastcli.files import claimed_folder, refuse_links, write_json
@@ -34,6 +35,7 @@ from breastcli.parsing import parse_magnification
 from breastcli.progress import SILENT, Progress
 from breastcli.records import Predictions, Scores, stamp_of, strings
 from breastcli.reporting import plots
+from breastcli.reporting.cases import draw_errors
 from breastcli.reporting.comparison import write_comparison
 from breastcli.reporting.embedding_plot import plot_embedding
 from breastcli.reporting.report import write_report
@@ -169,6 +171,7 @@ def _evaluate(
     }
     document["predictions"] = _write_predictions(out, predictions, parts)
     _draw_plots(out, predictions, before, image, document)
+    draw_errors(out, predictions, {part.run.folder.name: part.data for part in parts})
     write_json(out / METRICS, document, durable=True)
     if len(runs) > 1:
         describe_pool(root, runs, resolve_device(config.device), config.seed, time.monotonic() - started)
@@ -317,6 +320,7 @@ def _provenance(parts: list[_Evaluated], config: EvaluateConfig) -> dict[str, An
         "runs": [str(part.run.folder) for part in parts],
         "epochs": [part.epoch for part in parts],
         "split": config.split,
+        "config": to_document(config),
         "threshold": {
             "rule": config.threshold,
             "value": thresholds[0] if len(set(thresholds)) == 1 else None,

@@ -15,6 +15,7 @@ import numpy as np
 
 from breastcli.cams import CAMS, CamOptions
 from breastcli.config import ExplainConfig
+from breastcli.configfile import to_document
 from breastcli.data.masks import MaskSet
 from breastcli.errors import UsageError, UserError, visible
 from breastcli.files import claimed_folder, refuse_links, remove_written, replacing, write_csv, write_json
@@ -267,6 +268,7 @@ def _document(work: _Work) -> dict[str, Any]:
         "name": config.method,
         "methods": {name: {"title": kind.title, "source": kind.source} for name, kind in kinds.items()},
         "run": str(work.run.folder),
+        "config": to_document(config),
         "checkpoint": {"epoch": work.facts["epoch"], "started": work.run.info["started"]},
         "split": None if config.images else config.split,
         "n": len(subjects),

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from breastcli import console
-from breastcli.config import MAGNIFICATIONS, SPLITS
+from breastcli.config import MAGNIFICATIONS
 from breastcli.console import interval, literal, make_table, plain_figure, read_interval
 from breastcli.records import Interval, Scores
 from breastcli.show_benchmark import show_benchmark
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from breastcli.explain import ExplainResult
     from breastcli.predict import PredictResult
     from breastcli.prepare import PrepareResult
+    from breastcli.report import ReportResult
     from breastcli.synthesize import SynthesizeResult
     from breastcli.system.comparing import ComparisonResult
     from breastcli.train import TrainResult
 
 SHORT = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1_weighted", "roc_auc")
+REPORTED = ("accuracy", "balanced_accuracy", "roc_auc")
 MAX_LISTED = 20
 
 
@@ -55,33 +57,12 @@ def show_prepare(result: PrepareResult) -> None:
 
 def _show_audit(audit: Audit) -> None:
     """Print what was found of each kind, in figures; the notes name what matters."""
+    from breastcli.data.findings import describe_findings
+
     table = make_table("audit", ["", "found"])
     table.columns[1].justify = "left"
-    sides, labels = len(audit.identical_across_splits), len(audit.label_conflicts)
-    table.add_row("identical images", _and_worse(len(audit.identical_images), "set", sides, labels))
-    if audit.near_duplicates is None:
-        table.add_row("near-duplicates", "not looked for: prepared by an older breastcli")
-    else:
-        sides, labels = len(audit.near_across_splits), len(audit.near_conflicts)
-        blind = f"; images not compared: {audit.num_not_compared}" if audit.num_not_compared else ""
-        table.add_row("near-duplicates", _and_worse(len(audit.near_duplicates), "pair", sides, labels) + blind)
-    if audit.shared_exams:
-        table.add_row("exams of several patient ids", f"{len(audit.shared_exams)} ({_first(list(audit.shared_exams))})")
-    for level, names in audit.crossing.items():
-        if names:
-            table.add_row(f"{level}s on two sides", f"{len(names)} ({_first(names)})")
-    for side in dict.fromkeys(row["side"] for row in audit.shared_by_class):
-        rows = [row for row in audit.shared_by_class if row["side"] == side]
-        if any(row["shared"] for row in rows):
-            name = side if side in SPLITS else f"fold {side}"
-            table.add_row(f"{name}: {audit.coarsest} also on other sides", _shares(rows))
-    found = Counter(one.finding for one in audit.outliers)
-    table.add_row("odd images", f"{found['blank']} blank, {found['blurred']} blurred, {found['size']} of another size")
-    for one in audit.drift:
-        unit = f"SD between {audit.coarsest or 'image'}s"
-        table.add_row(
-            f"colour of {one.name}", f"{one.shift:+.1f} {unit} ({one.channel}; ±{one.by_chance:.1f} by chance)"
-        )
+    for kind, text in describe_findings(audit).items():
+        table.add_row(kind, literal(text))
     images: Counter[tuple[str, str]] = Counter()
     for row in audit.counts:
         images[row["class"], row["magnification"]] += row["images"]
@@ -90,22 +71,6 @@ def _show_audit(audit: Audit) -> None:
         if figures:
             table.add_row(literal(name), ", ".join(figures))
     console.OUT.print(table)
-
-
-def _and_worse(count: int, unit: str, sides: int, labels: int) -> str:
-    unit = unit if count == 1 else f"{unit}s"
-    return f"{count} {unit}, {sides} on two sides, {labels} with two labels" if count else "none"
-
-
-def _shares(rows: list[dict[str, Any]]) -> str:
-    """Return "27 % of 120 images (benign 50 % of 24, malignant 21 % of 96)"."""
-    shared, images = sum(row["shared"] for row in rows), sum(row["images"] for row in rows)
-    classes = ", ".join(f"{row['class']} {row['shared'] / row['images']:.0%} of {row['images']:,}" for row in rows)
-    return literal(f"{shared / images:.0%} of {images:,} images ({classes})")
-
-
-def _first(names: list[str]) -> str:
-    return literal(", ".join(names[:10]) + (", …" if len(names) > 10 else ""))
 
 
 def show_synthesize(result: SynthesizeResult) -> None:
@@ -348,6 +313,28 @@ def show_predict(result: PredictResult) -> None:
     console.show_out(result.out)
 
 
+def show_report(result: ReportResult) -> None:
+    """Print the figures of each run, what makes them hard to compare, and where the pages are."""
+    document = result.document
+    known = [(name, row) for name, row in zip(document["names"], document["runs"], strict=True) if row["n"]]
+    for name, row in known:
+        if row["stamp"]:
+            console.OUT.print(f"[bold red]{literal(name)}: {literal(row['stamp'])}[/bold red]")
+    table = make_table(f"{document['split']} split", ["", "n", *REPORTED])
+    for name, row in known:
+        figures = [interval(read_interval(row["image"][key])) if row["image"][key] else "–" for key in REPORTED]
+        table.add_row(literal(name), f"{row['n']:,}", *figures)
+    if known:
+        console.OUT.print(table)
+    if document["apart"]:
+        what = ", ".join(document["apart"])
+        console.OUT.print(f"[bold red]not tested on the same images: they differ in {what}[/bold red]")
+    for path in [*result.pages, *result.model_cards]:
+        if path != result.out:
+            console.OUT.print(f"- {literal(str(path))}")
+    console.show_out(result.out)
+
+
 def _show_subsets(title: str, subsets: dict[str, Scores], metrics: tuple[str, ...]) -> None:
     from breastcli.metrics.classification import METRICS
 
@@ -373,4 +360,5 @@ SHOW = {
     "explain": show_explain,
     "predict": show_predict,
     "benchmark": show_benchmark,
+    "report": show_report,
 }

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from breastcli.config import TrainConfig
+from breastcli.data.findings import read_findings
+from breastcli.data.joined import JoinedData
 from breastcli.data.store import PreparedData, difference
 from breastcli.errors import UserError
 from breastcli.files import claimed_folder, names_in, partial_of, refuse_links, write_csv
@@ -26,12 +28,14 @@ from breastcli.progress import SILENT, Progress
 from breastcli.records import stamp_of
 from breastcli.reporting.plots import plot_curves
 from breastcli.reporting.report import write_report
+from breastcli.reporting.split_sheet import draw_extra
 from breastcli.shapes import check_shape
 from breastcli.system.checkpoint import RESUME_SHAPE, damaged_resume, load_resume, save_checkpoint, save_resume
 from breastcli.system.distributed import Processes, joined_processes
 from breastcli.system.feeding import EmbeddingFeed
 from breastcli.system.runfolder import (
     BEST,
+    EXTRA_SHEET,
     LAST,
     LOG,
     RESUME,
@@ -134,10 +138,7 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
         best=best,
         num_images={name: len(rows) for name, rows in session.rows.items()},
         num_synthetic=sum(session.synthetic["num_images"].values()) if session.synthetic else 0,
-        num_parameters={
-            "all": num_parameters(session.model),
-            "trainable": num_parameters(session.model, trainable=True),
-        },
+        num_parameters=_count_parameters(session),
         seconds=time.monotonic() - started,
         leaky=data.card["split"]["leaky"],
         drawn=data.card["drawn"],
@@ -163,10 +164,13 @@ def _run(
     if not processes.writes:
         _fit(session, out)
         return session, _best(session.history, config.monitor)
+    if isinstance(session.data, JoinedData) and session.synthetic:
+        draw_extra(session.data, session.rows["train"], out / EXTRA_SHEET)
     with recorded_run(out, config, device, data.card, _run_facts(session)) as info:
         _fit(session, out)
         best = _best(session.history, config.monitor)
         info |= {"best": _without_nan(best), "history_rows": len(session.history)}
+        info["num_parameters"] = _count_parameters(session)
         save_checkpoint(out / LAST, session.model, session.options, _facts(session, session.history[-1]))
     write_report(out)
     return session, best
@@ -181,7 +185,13 @@ def _run_facts(session: Session) -> dict[str, Any]:
         "synthetic": session.synthetic,
         "ancestors": session.ancestors,
         "processes": session.processes.count,
+        "audit": read_findings(session.data.folder),
     }
+
+
+def _count_parameters(session: Session) -> dict[str, int]:
+    """Return the number of parameters, and of those that learn in the last epoch."""
+    return {"all": num_parameters(session.model), "trainable": num_parameters(session.model, trainable=True)}
 
 
 def _name_start(out: Path, config: TrainConfig) -> TrainConfig:

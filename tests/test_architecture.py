@@ -35,7 +35,7 @@ LAYERS = {
     **dict.fromkeys(("data", "models", "losses"), 1),
     **dict.fromkeys(("system", "metrics", "cams", "gan"), 2),
     **dict.fromkeys(("reporting", "benchmarks"), 3),
-    **dict.fromkeys(("prepare", "synthesize", "train", "evaluate", "explain", "benchmark", "predict"), 4),
+    **dict.fromkeys(("prepare", "synthesize", "train", "evaluate", "explain", "benchmark", "predict", "report"), 4),
     **dict.fromkeys(COMMAND_LINE, 5),
 }
 JOBS = {name for name, layer in LAYERS.items() if layer == 4}

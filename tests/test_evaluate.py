@@ -43,6 +43,7 @@ def test_outputs_agree_with_each_other_and_with_scikit_learn(own_run: Path, prep
         "precision_recall.png",
         "reliability.png",
         "patients.png",
+        "errors",
     }
     assert json.loads((folder / "metrics.json").read_text()) == document
     predictions = Predictions.from_csv(folder / "predictions.csv")

@@ -6,12 +6,14 @@ import base64
 import io
 import json
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 from PIL import Image
 
 from breastcli.errors import UserError
 from breastcli.metrics.classification import METRICS
+from breastcli.reporting.cases import thumbnail_name
 from breastcli.reporting.report import write_report
 
 STAMP = "LEAKY: image-level split"
@@ -300,6 +302,93 @@ def test_names_are_escaped(folder):
     assert "<script>" not in (renamed / "report.html").read_text()
 
 
+def test_the_contents_lead_somewhere_and_headings_follow_each_other(folder):
+    page = read(folder)
+    places = {attributes.get("id") for _, attributes in page.tags}
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert {"#evaluation-1", "#evaluation-1-figures", "#evaluation-1-plots", "#training", "#data", "#reproduce"} <= set(
+        links
+    )
+    assert {link.removeprefix("#") for link in links} <= places
+    levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(deeper <= before + 1 for before, deeper in pairwise(levels))
+    (html,) = [attributes for tag, attributes in page.tags if tag == "html"]
+    assert html["lang"] == "en"
+
+
+def test_the_audit_as_train_kept_it(folder):
+    run = json.loads((folder / "run.json").read_text())
+    findings = {"identical images": "none", "colour of <b>": "+1.3 SD"}
+    run["audit"] = {"verdict": "clean", "findings": findings}
+    run["dataset"]["notes"] = ["111 of 7,909 images"]
+    write(folder / "run.json", run)
+    page = read(folder)
+    assert page.table("Audit of the split, verdict: clean")["Identical images"]["Found"] == "none"
+    assert page.text.count("111 of 7,909 images") == 1  # not among the notes on the figures too
+
+
+def predictions(folder, names, patient="p<b>"):
+    """Write wrong predictions of malignant images, each with a thumbnail."""
+    lines = ["image_id,label,predicted,prob_benign,prob_malignant,patient,subtype"]
+    lines += [f'"{name}",malignant,benign,0.9,0.1,{patient},' for name in names]
+    lines += [f"right,malignant,malignant,0.2,0.8,{patient},"]
+    (folder / "evaluate/test/predictions.csv").write_text("\n".join(lines) + "\n")
+    (folder / "evaluate/test/errors").mkdir()
+    for name in names:
+        (folder / "evaluate/test/errors" / thumbnail_name(name)).write_bytes(png(24))
+
+
+def test_the_worst_patients_and_the_confident_errors(folder):
+    evil = "<script>alert(1)</script>"
+    predictions(folder, [evil, "field 2"])
+    page = read(folder)
+    assert page.table("Patients, the worst 1 of 1")["p<b>"] == {
+        "True class": "malignant",
+        "Images right": "1 of 3",
+        "Mean probability of the true class": "0.333",
+    }
+    errors = page.table("Confident errors, the 2 most probable of 2 among 3 images")
+    assert errors[evil] == {
+        "True class": "malignant",
+        "Predicted": "benign",
+        "Its probability": "0.900",
+        "Patient": "p<b>",
+    }
+    alts = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
+    assert f"{evil}: true class malignant, predicted benign (0.900): the image as the network saw it." in alts
+    assert "script" not in {tag for tag, _ in page.tags}
+
+
+@pytest.mark.parametrize(
+    ("split", "epoch", "panel", "expected"),
+    [
+        ("test", 3, "panels/a.png", True),
+        ("val", 3, "panels/a.png", False),  # an image of that name in another split
+        ("test", 4, "panels/a.png", False),  # of an older checkpoint
+        ("test", 3, "../../history.png", False),
+    ],
+)
+def test_an_error_that_was_explained_shows_its_maps(folder, split, epoch, panel, expected):
+    predictions(folder, ["field 1"])
+    run = json.loads((folder / "run.json").read_text())
+    write(folder / "run.json", run | {"started": "today"})
+    (folder / "checkpoints").mkdir()
+    write(folder / "checkpoints/best.json", {"epoch": epoch})
+    (folder / "explain/gradcam/panels").mkdir(parents=True)
+    (folder / "explain/gradcam/panels/a.png").write_bytes(png(30))
+    (folder / "history.png").write_bytes(png(30))
+    document = {"methods": {"gradcam": {"title": "Grad-CAM"}}, "split": split, "checkpoint": {"epoch": 3}}
+    document["checkpoint"]["started"] = "today"
+    document["images"] = [{"image_id": "field 1", "panel": panel}]
+    write(folder / "explain/gradcam/explain.json", document)
+    alts = [attributes["alt"] for tag, attributes in read(folder).tags if tag == "img"]
+    title = "field 1: true class malignant, predicted benign (0.900)"
+    assert (f"{title}: the image, and what explains it." in alts) == expected
+    assert (f"{title}: the image as the network saw it." in alts) != expected
+
+
 def test_command_can_be_pasted_into_a_shell(folder):
     assert "breastcli train --data 'data/break his'" in read(folder).text
     write(folder / "run.json", {"argv": ["/site-packages/breastcli/__main__.py", "train"]})
@@ -318,7 +407,7 @@ def test_environment_history_and_card(folder):
         assert expected in page.text
     history = page.table("Every epoch (n = 2)")
     assert history["1"] == {"Learning rate": "0.0001", "Validation loss": "0.6931", "Validation ROC AUC": "–"}
-    assert page.table("Counts")["train"] == {"class": "benign", "images": "312"}
+    assert page.table("Images on each side")["Train"] == {"Class": "benign", "Images": "312"}
     assert "not a medical device" in page.text
 
 

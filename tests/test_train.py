@@ -46,6 +46,7 @@ def test_outputs(trained: Path) -> None:
         "log.txt",
         "curves.png",
         "report.html",
+        "model_card.md",
         "checkpoints/best.safetensors",
         "checkpoints/best.json",
         "checkpoints/last.safetensors",

@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
-from breastcli.errors import UserError
-from breastcli.files import read_csv, read_json
+from breastcli.files import read_csv
+from breastcli.reporting.explanation_files import find_explanations, images_of, is_outdated, panel_of, read_explanation
 from breastcli.reporting.parts import (
     NOTHING,
     Cell,
@@ -55,6 +55,7 @@ LEFT_OUT = {
     "unreadable": "with a mask that cannot be read",
 }
 MAX_PANELS = 6
+OUTDATED = "The run's best checkpoint has changed: these maps are of an older one. Run breastcli explain again."
 ABOUT_BASELINES = (
     "Baselines know nothing of the network. Uniform marks the whole image, centre its middle, luminance what is dark, "
     "and random is coarse noise. A method that finds no more than they do has found nothing."
@@ -101,7 +102,7 @@ def read_explanations(run_folder: Path) -> list[ExplanationSection]:
 
     A file that cannot be used gives a section that says so and nothing else.
     """
-    return [_read_section(file) for file in sorted(run_folder.glob("explain/*/explain.json"))]
+    return [_read_section(file) for file in find_explanations(run_folder)]
 
 
 def printed_localisation(method: str) -> dict[str, tuple[float, float]]:
@@ -128,10 +129,7 @@ def rows_of(document: Mapping[str, Any], section: str) -> list[str]:
 
 
 def _read_section(file: Path) -> ExplanationSection:
-    try:
-        document = read_json(file)
-    except (UserError, RecursionError):
-        document = None
+    document = read_explanation(file)
     if not part(document, "methods"):
         problem = f"{file.parent.name}/{file.name} is damaged, or was not written by breastcli explain: it is left out."
         return ExplanationSection(file.parent.name, warnings=[problem])
@@ -150,25 +148,15 @@ def _read_section(file: Path) -> ExplanationSection:
         drawn=bool(dataset.get("drawn")),
         facts=_facts(document),
         tables=[table for table in tables if table.rows],
-        warnings=[*_outdated(file, document), *_surviving(document), *_beaten(document), *_left_out(document)],
+        warnings=[
+            *([OUTDATED] if is_outdated(file, document) else []),
+            *_surviving(document),
+            *_beaten(document),
+            *_left_out(document),
+        ],
         notes=_notes(document),
         pictures=list(_pictures(file.parent, document)),
     )
-
-
-def _outdated(file: Path, document: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a warning where the run has another best checkpoint now than when it was explained."""
-    made = part(document, "checkpoint")
-    run = file.parents[2]
-    try:
-        now = {
-            "epoch": read_json(run / "checkpoints/best.json").get("epoch"),
-            "started": read_json(run / "run.json").get("started"),
-        }
-    except (UserError, AttributeError):
-        return
-    if made and dict(made) != now:
-        yield "The run's best checkpoint has changed: these maps are of an older one. Run breastcli explain again."
 
 
 def _facts(document: Mapping[str, Any]) -> dict[str, str | list[str]]:
@@ -177,7 +165,7 @@ def _facts(document: Mapping[str, Any]) -> dict[str, str | list[str]]:
     sources = {row_title(document, name): part(methods, name).get("source") for name in methods}
     options = {name: value for name, value in part(document, "options").items() if value not in (None, "")}
     facts = {
-        "Images": f"{document.get('n', len(_images(document)))}{f' of the {split} split' if split else ''}",
+        "Images": f"{document.get('n', len(images_of(document)))}{f' of the {split} split' if split else ''}",
         "Run": document.get("run"),
         "Data set": part(document, "dataset").get("name"),
         "Explained class": document.get("target"),
@@ -325,16 +313,11 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
     return [*notes, ABOUT_FAITHFULNESS] if others else notes
 
 
-def _images(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    images = document.get("images")
-    return [image for image in images if isinstance(image, Mapping)] if isinstance(images, list) else []
-
-
 def _magnifications(document: Mapping[str, Any]) -> list[str]:
     """Return the paper's magnifications that are among the explained images of BreakHis, else all it has."""
     reported = sorted({level for row in _paper().values() for level in row}, key=lambda level: int(level.rstrip("X")))
     known = part(document, "dataset").get("name") == "breakhis"
-    ours = {str(image.get("magnification")) for image in _images(document)} if known else set()
+    ours = {str(image.get("magnification")) for image in images_of(document)} if known else set()
     return [level for level in reported if level in ours] or reported
 
 
@@ -365,17 +348,16 @@ def _pictures(folder: Path, document: Mapping[str, Any]) -> Iterator[Picture]:
         ("comparison.png", "Figures of the methods", "dots with 95 % intervals; the tables hold the same figures"),
         ("gallery.png", "Gallery", "images, and beside each its map laid over it"),
     ):
-        picture = read_picture(folder / name, title, alt)
+        picture = read_picture(folder / name, title, alt, wide=True)
         if picture:
             yield picture
     num_panels = 0
-    for image in _images(document):
+    for image in images_of(document):
         if num_panels == MAX_PANELS:
             return
-        path = PurePath(str(image.get("panel") or ""))
-        if path.is_absolute() or ".." in path.parts or path.suffix != ".png":  # nothing from outside the folder
-            continue
-        picture = read_picture(folder / path, _caption(image), f"the image, and its maps by {methods}")
+        path = panel_of(folder, image)
+        shown = (_caption(image), f"the image, and its maps by {methods}")
+        picture = read_picture(path, *shown, wide=len(part(document, "methods")) > 2) if path else None
         if picture:
             num_panels += 1
             yield picture

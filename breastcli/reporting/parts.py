@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from breastcli.data.audit import LEAKY
+from breastcli.metrics.classification import METRICS
 from breastcli.records import stamp_of
 
 NOTHING = "–"
@@ -18,10 +19,14 @@ PNG_END = b"IEND\xaeB`\x82"
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table: what it says, and the interval printed smaller after it."""
+    """One cell of a table: what it says, the interval printed smaller after it, and how it stands out.
+
+    ``tone`` is "best", "leaky" (a figure), "stamp" (the words that say so) or "".
+    """
 
     text: str
     interval: str = ""
+    tone: str = ""
 
 
 @dataclass(frozen=True)
@@ -32,23 +37,33 @@ class Table:
         caption: what it shows, with n where all rows share it.
         columns: column heads, the one over the row heads first.
         rows: head and cells of each row.
+        links: head of a row to where it leads.
     """
 
     caption: str
     columns: list[str]
     rows: list[tuple[str, list[Cell]]]
+    links: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG inside the page."""
+    """A PNG inside the page.
+
+    Attributes:
+        title: what stands below it.
+        alt: what it shows, for readers who do not see it.
+        source: data URI.
+        wide: whether it has a row of its own.
+    """
 
     title: str
     alt: str
     source: str
+    wide: bool = False
 
 
-def read_picture(path: Path, title: str, alt: str) -> Picture | None:
+def read_picture(path: Path, title: str, alt: str, *, wide: bool = False) -> Picture | None:
     """Return a PNG as a data URI, or None where there is no such file, or only a part of it.
 
     A link is none of ours, and would put into the page whatever it leads to.
@@ -57,7 +72,8 @@ def read_picture(path: Path, title: str, alt: str) -> Picture | None:
     content = path.read_bytes() if path.is_file() and not linked else b""
     if not content.endswith(PNG_END):
         return None
-    return Picture(title, f"{title}: {alt}.", f"data:image/png;base64,{base64.b64encode(content).decode()}")
+    source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    return Picture(title, f"{title}: {alt}.", source, wide)
 
 
 def leak_stamp(card: Mapping[str, Any]) -> str | None:
@@ -104,3 +120,20 @@ def figure_cell(figure: Mapping[str, float | None] | None) -> Cell:
 def number(value: Any) -> str:
     """Return three decimals with a real minus sign, or a dash."""
     return f"{value:.3f}".replace("-", "−") if is_finite(value) else NOTHING
+
+
+def title_of(name: str) -> str:
+    """Return what a figure, or a column of a history, is called."""
+    known = {"lr": "Learning rate", "kimg": "Thousand images", "n": "n"}
+    known |= {key: metric.title for key, metric in METRICS.items()}
+    for prefix, words in (("val_", "Validation "), ("train_", "Training ")):
+        if name.startswith(prefix):
+            rest = name.removeprefix(prefix)
+            title = known.get(rest, rest.replace("_", " "))
+            return words + (title if title[:2].isupper() else title[:1].lower() + title[1:])
+    return known.get(name) or name.replace("_", " ").capitalize()
+
+
+def whole_number(value: Any) -> str:
+    """Return a count with its thousands apart, or a dash."""
+    return f"{value:,}" if is_finite(value) else NOTHING

@@ -20,6 +20,7 @@ from breastcli.files import replacing
 from breastcli.metrics.calibration import expected_calibration_error, reliability_table
 from breastcli.metrics.figures import ranking_areas, ranking_curves
 from breastcli.records import Predictions, Scores
+from breastcli.reporting.cases import rank_patients
 from breastcli.reporting.contact_sheet import BLACK, BLUE, COLOURS, GREY, SKY, VERMILION, short
 
 DASHES = ("-", "--", ":", "-.")
@@ -217,17 +218,21 @@ def plot_patients(predictions: Predictions, path: Path, *, stamp: str = "") -> N
     ``MAX_PATIENTS`` rows are drawn; the title says when better ones are left out.
     """
     problem = _why_no_answer(predictions)
-    rows = [] if problem else _rows_of_patients(predictions)
+    rows = [] if problem else rank_patients(predictions)
     shown = rows[:MAX_PATIENTS]
     figure = _figure(7.2, 2.1 + 0.21 * max(len(shown), 6))
     axes = figure.subplots()
-    size = f"{_n(len(rows), 'patient')}, {sum(len(members) for _, members in rows):,} images"
+    size = f"{_n(len(rows), 'patient')}, {sum(len(case.members) for case in rows):,} images"
     left_out = f"\nthe {len(shown)} worst of them are shown" if len(shown) < len(rows) else ""
     axes.set_title(f"Patients, worst first ({size}){left_out}")
     if rows:
-        for row, (_, members) in enumerate(shown):
-            _draw_patient(axes, row, predictions.select(members))
-        axes.set_yticks(range(len(shown)), [name for name, _ in shown], size=8)
+        for row, case in enumerate(shown):
+            _draw_patient(axes, row, predictions.select(case.members))
+        names = [
+            f"{short(case.patient)} · {short(predictions.classes[case.label])} · {case.num_right}/{len(case.members)}"
+            for case in shown
+        ]
+        axes.set_yticks(range(len(shown)), names, size=8)
         axes.set(xlim=(-0.02, 1.02), ylim=(len(shown) - 0.4, -0.6), xlabel="Probability given to the true class")
         axes.set_ylabel("Patient · true class\nimages right / all")
         axes.scatter([], [], s=24, color=BLUE, label="image right")
@@ -245,20 +250,6 @@ def _draw_patient(axes: Axes, row: int, images: Predictions) -> None:
     height = row + 0.5 * ((np.arange(len(images)) * 0.618034) % 1 - 0.5)
     axes.scatter(given[right], height[right], s=16, color=BLUE, alpha=0.6, linewidths=0)
     axes.scatter(given[~right], height[~right], s=22, color=VERMILION, marker="x", linewidths=1.2)
-
-
-def _rows_of_patients(predictions: Predictions) -> list[tuple[str, np.ndarray]]:
-    """Return the name and the image rows of every patient: fewest right first, then least probability."""
-    patients, labels = predictions.column("patient"), predictions.labels
-    right = predictions.predicted == labels
-    given = predictions.probs[np.arange(len(predictions)), labels]
-    ranked = []
-    for patient, label in sorted({pair for pair in zip(patients, labels.tolist(), strict=True) if pair[0]}):
-        members = np.flatnonzero((patients == patient) & (labels == label))
-        count = f"{right[members].sum()}/{len(members)}"
-        name = f"{short(patient)} · {short(predictions.classes[label])} · {count}"
-        ranked.append((right[members].mean(), given[members].mean(), name, members))
-    return [(name, members) for _, _, name, members in sorted(ranked, key=lambda entry: entry[:3])]
 
 
 def _figure(width: float, height: float) -> Figure:

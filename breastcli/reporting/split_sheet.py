@@ -1,4 +1,4 @@
-"""The contact sheet of a prepared data set."""
+"""The contact sheets of a prepared data set, and of the synthetic images among a run's training images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 
 from breastcli.config import SPLITS
 from breastcli.data.audit import PreparedRecord
+from breastcli.data.joined import JoinedData
 from breastcli.data.store import open_array
+from breastcli.records import DRAWN
 from breastcli.reporting.contact_sheet import contact_sheet
 
 SHEET_COLUMNS = 8
@@ -44,3 +46,24 @@ def draw_splits(array_file: Path, rows: Sequence[PreparedRecord], card: Mapping[
     drawn = " - drawn, not real" if card["drawn"] else ""
     title = f"{card['title']}{drawn}{stamp}\n{card['num_images']:,} images, {card['size_px']} px{stain}"
     contact_sheet(cells, path, title=title, captions=captions)
+
+
+def draw_extra(data: JoinedData, rows: np.ndarray, path: Path) -> None:
+    """Draw a few of the synthetic images that joined the training images, of every class that has any.
+
+    Args:
+        data: real images, and synthetic ones behind them.
+        rows: (n,) training rows.
+        path: PNG file to write.
+    """
+    generator = np.random.default_rng(0)
+    extra = rows[data.is_extra(rows)]
+    cells, captions = {}, {}
+    for index, label in enumerate(data.classes):
+        members = extra[data.labels[extra] == index]
+        if len(members):
+            cells["synthetic", label] = data.images[np.sort(generator.permutation(members)[:SHEET_COLUMNS])]
+            captions["synthetic", label] = f"{len(members):,} images"
+    stamps = [data.card["split"]["leaky"], DRAWN if data.card["drawn"] else ""]
+    title = " - ".join(["Synthetic training images", *filter(None, stamps)])
+    contact_sheet(cells, path, title=f"{title}\nmade by a generative network; {len(extra):,} images", captions=captions)

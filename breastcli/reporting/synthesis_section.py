@@ -26,6 +26,7 @@ from breastcli.reporting.parts import (
     number,
     part,
     read_picture,
+    whole_number,
 )
 
 PAPER = "deebani-2025"
@@ -128,7 +129,7 @@ def _facts(document: Mapping[str, Any]) -> dict[str, str]:
     dimensions = f", {features['dimensions']} dimensions" if is_finite(features.get("dimensions")) else ""
     side = f"{generated['size_px']} × {generated['size_px']} pixels" if generated.get("size_px") else ""
     facts = {
-        "Images": f"{_count(generated.get('n'))} of {generated.get('source') or 'an unknown source'}",
+        "Images": f"{whole_number(generated.get('n'))} of {generated.get('source') or 'an unknown source'}",
         "Size": side,
         "Trained for": _plain(generated.get("kimg"), " thousand images"),
         "Truncation": _plain(generated.get("truncation")),
@@ -151,7 +152,7 @@ def _distance_table(document: Mapping[str, Any]) -> Table:
         )
         for row in _rows(document, "comparisons")
     ]
-    draws, images, subset = (_count(document.get(key)) for key in ("draws", "n_per_draw", "kid_subset"))
+    draws, images, subset = (whole_number(document.get(key)) for key in ("draws", "n_per_draw", "kid_subset"))
     caption = f"FID and KID, mean ± standard deviation over {draws} draws of {images} images from each side"
     return Table(f"{caption} (KID: subsets of {subset})", ["Compared", "FID", "KID"], rows)
 
@@ -160,7 +161,7 @@ def _coverage_table(document: Mapping[str, Any]) -> Table:
     rows = [
         (
             OVERLAPS.get(side, side),
-            [Cell(_count(figures.get("n"))), *(_spread(part(figures, key), 3) for key in COVERAGE)],
+            [Cell(whole_number(figures.get("n"))), *(_spread(part(figures, key), 3) for key in COVERAGE)],
         )
         for side, figures in part(document, "coverage").items()
         if isinstance(figures, Mapping)
@@ -176,7 +177,7 @@ def _class_table(document: Mapping[str, Any]) -> Table:
         (
             str(row.get("class") or NOTHING),
             [
-                Cell(_count(row.get("n"))),
+                Cell(whole_number(row.get("n"))),
                 *(Cell(_decimals(row.get(key), 2)) for key in ("diversity", "real_diversity")),
                 Cell(_decimals(_ratio(row.get("diversity"), row.get("real_diversity")), 2)),
                 _spread(part(row, "kid"), 4),
@@ -214,8 +215,9 @@ def _copies(document: Mapping[str, Any]) -> str:
         return ""
     expected = found.get("expected_share")
     return (
-        f"{_count(below)} of {_count(n)} images{_percent(_ratio(below, n), ' ({})')} are nearer to a training image "
-        f"than {number(found.get('threshold'))}{_percent(expected, '; {} would be expected without copies')}"
+        f"{whole_number(below)} of {whole_number(n)} images{_percent(_ratio(below, n), ' ({})')} are nearer to a "
+        f"training image than {number(found.get('threshold'))}"
+        f"{_percent(expected, '; {} would be expected without copies')}"
     )
 
 
@@ -265,7 +267,7 @@ def _pictures(folder: Path) -> Iterator[Picture]:
     film = "; training.gif in the run folder shows them all" if (folder / "training.gif").is_file() else ""
     found = [(path, f"The same noise at the last snapshot{film}", "a grid of images") for path in last]
     found += [(folder / "assess" / name, *words) for name, words in PICTURES.items()]
-    yield from filter(None, (read_picture(*words) for words in found))
+    yield from filter(None, (read_picture(*words, wide=True) for words in found))
 
 
 def _rows(document: Any, key: str) -> list[Mapping[str, Any]]:
@@ -283,10 +285,6 @@ def _spread(figure: Mapping[str, Any], digits: int) -> Cell:
 
 def _decimals(value: Any, digits: int) -> str:
     return f"{value:.{digits}f}".replace("-", "−") if is_finite(value) else NOTHING
-
-
-def _count(value: Any) -> str:
-    return f"{value:,}" if is_finite(value) else NOTHING
 
 
 def _ratio(part_of: Any, whole: Any) -> float | None:

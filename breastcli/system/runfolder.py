@@ -34,11 +34,14 @@ INFO, CONFIG, HISTORY, TIMING = "run.json", "config.yaml", "history.csv", "timin
 BEST, LAST, RESUME = "checkpoints/best.safetensors", "checkpoints/last.safetensors", "checkpoints/resume.pt"
 LOG = "log.txt"
 FACTS = tuple(name.replace(".safetensors", ".json") for name in (BEST, LAST))
+EXTRA_SHEET = "synthetic.png"
+PAGE, MODEL_CARD = "report.html", "model_card.md"
 # What a training writes; first what --resume goes on from, so that a run that was removed in part is not gone on with.
-TRAINED = (RESUME, BEST, LAST, *FACTS, HISTORY, TIMING, "curves.png", "report.html")
+TRAINED = (RESUME, BEST, LAST, *FACTS, HISTORY, TIMING, "curves.png", EXTRA_SHEET, PAGE, MODEL_CARD)
 METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
 EXPLANATION, MAPS, PANELS = "explain.json", "saliency.npz", "panels"
 EXPLAINED = (EXPLANATION, MAPS, "localisation.csv", "faithfulness.csv", "gallery.png", "comparison.png")
+ERRORS = "errors"  # thumbnails of the most confident ones, in the folder of an evaluation
 EMBEDDING_PLOT = "embedding.png"
 STRESS_TABLE, STRESS_PLOT = "stress.csv", "stress.png"
 PLOTS = ("confusion.png", "roc.png", "precision_recall.png", "reliability.png", "patients.png", EMBEDDING_PLOT)
@@ -162,12 +165,20 @@ def panels_of(folder: Path) -> list[str]:
     return [name for name in names if re.fullmatch(rf"{PANELS}/[^/]+\.png", name)]  # the document may be anybody's
 
 
+def remove_errors(folder: Path) -> None:
+    """Remove the thumbnails of an evaluation; nothing else."""
+    names = (path.name for path in (folder / ERRORS).glob("*.png") if re.fullmatch(r".*-[0-9a-f]{8}", path.stem))
+    remove_files(folder, [f"{ERRORS}/{name}" for name in names])
+
+
 def remove_results(folder: Path) -> None:
     """Remove what an earlier training, its evaluations and explanations wrote into a run folder; nothing else."""
     for explanation in folder.glob(f"explain/*/{EXPLANATION}"):
         if explanation.resolve().is_relative_to(folder.resolve()):
             remove_explanation(explanation.parent)
     splits = [path.relative_to(folder) for path in folder.glob("evaluate/*")]
+    for evaluation in folder.glob("evaluate/*"):
+        remove_errors(evaluation)
     evaluations = [str(split / name) for split in splits for name in EVALUATED]
     remove_files(folder, [*TRAINED, *evaluations])
 
