@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +14,12 @@ import typer
 
 from breastcli import __version__
 from breastcli.allocator import keep_freed_memory
-from breastcli.config import JOBS, JobConfig, field_types
+from breastcli.completion import completer_of
+from breastcli.config import JOBS, PlannedConfig, field_types
 from breastcli.configfile import read_section, resolve, to_yaml
 from breastcli.errors import UserError
 from breastcli.launch import num_processes, process_rank
-from breastcli.options import flag_of
+from breastcli.options import Options, flag_of
 
 SUMMARIES = {
     "prepare": "Turn a raw data set into one array of images with a split that does not leak.",
@@ -28,6 +29,7 @@ SUMMARIES = {
     "explain": "Show where a network looks, and measure whether that is so.",
     "predict": "Predict image files with a trained run.",
     "benchmark": "Measure size, speed and convergence of networks, and our code beside what one would otherwise run.",
+    "doctor": "Look at the installation, the machine and the folders, and say what is missing.",
 }
 SHARED = ("synthesize", "train")  # jobs that several processes of torchrun can share
 COMMON_PANEL = "Common options"
@@ -63,24 +65,24 @@ def _root(
     """Classify breast-cancer images reproducibly, and evaluate honestly."""
 
 
-def _parameters(kind: type[JobConfig]) -> Iterator[inspect.Parameter]:
+def _parameters(job: str, kind: type[Options]) -> Iterator[inspect.Parameter]:
     """Yield a Typer parameter for every field of a job's configuration, then those of the command line itself."""
     types = field_types(kind)
-    common = {field.name for field in dataclasses.fields(JobConfig)} - {"out"}
+    common = {field.name for field in dataclasses.fields(PlannedConfig)} - {"out"}
     fields = dataclasses.fields(kind)
     for field in sorted(fields, key=lambda field: (not field.metadata["positional"], field.name in common)):
         rules = field.metadata
         several = types[field.name] == tuple[str, ...]
         value_type = list[str] if several else types[field.name]
         settings: dict[str, Any] = {"help": rules["help"] + _shown(field.default), "show_default": False}
+        if completer := completer_of(job, field.name, rules["choices"]):
+            settings["autocompletion"] = completer
         if rules["positional"]:
             metavar = {"runs": "RUN…", "images": "IMAGE_OR_FOLDER…"}.get(field.name, field.name.upper())
             declared = typer.Argument(metavar=metavar, **settings)
         else:
             flag = flag_of(field.name)
             names = f"{flag}/--no-{flag.removeprefix('--')}" if value_type is bool else flag
-            if rules["choices"]:
-                settings["autocompletion"] = _completion(rules["choices"])
             panel = COMMON_PANEL if field.name in common else None
             declared = typer.Option(names, metavar=rules["metavar"], rich_help_panel=panel, **settings)
         annotation = Annotated[value_type | None, declared]
@@ -97,18 +99,14 @@ def _shown(default: Any) -> str:
     return "" if default is None or default is False or default == () else f" (default: {default})"
 
 
-def _completion(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
-    return lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
-
-
-def _add_command(job: str, kind: type[JobConfig]) -> None:
+def _add_command(job: str, kind: type[Options]) -> None:
     """Add the command of one job; its module is imported only when it runs."""
 
     def command(**values: Any) -> None:
         settings = {name: values.pop(name) for name in CLI_ONLY}
         raise typer.Exit(_run(job, kind, values, **settings))
 
-    parameters = list(_parameters(kind))
+    parameters = list(_parameters(job, kind))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__doc__ = SUMMARIES[job]
@@ -124,7 +122,7 @@ def _speaks(job: str) -> bool:
 
 def _run(
     job: str,
-    kind: type[JobConfig],
+    kind: type[Options],
     flags: dict[str, Any],
     *,
     config: Path | None,
@@ -134,7 +132,7 @@ def _run(
     debug: bool,
 ) -> int:
     """Run one job and return the exit code."""
-    from breastcli import console, show
+    from breastcli import console
 
     try:
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items()}
@@ -151,11 +149,8 @@ def _run(
         with console.watching(quiet=quiet or not speaks) as progress:
             module = importlib.import_module(f"breastcli.{job}")
             result = getattr(module, job)(resolved, progress)
-        if not speaks:
-            return 0
-        (console.show_json if json else show.SHOW[job])(result)
-        if failure := getattr(result, "failure", None):
-            raise failure
+        if speaks:
+            _tell(job, resolved, result, json=json, quiet=quiet)
     except UserError as error:
         if debug:
             raise
@@ -172,6 +167,18 @@ def _run(
         console.show_error(f"{type(error).__name__}: {reason} (a defect of breastcli; --debug shows where)")
         return 1
     return 0
+
+
+def _tell(job: str, config: Options, result: Any, *, json: bool, quiet: bool) -> None:
+    """Print a result and what to do next, or raise what is wrong with it."""
+    from breastcli import console, show
+    from breastcli.hints import hints_after
+
+    console.show_json(result) if json else show.show(job, result)
+    if failure := getattr(result, "failure", None):
+        raise failure
+    if not (quiet or json):  # scripts do not ask what is next
+        console.show_hints(hints_after(job, config, result, sys.argv[1:]))
 
 
 for _job, _kind in JOBS.items():

@@ -8,10 +8,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from breastcli.config import JOBS, JobConfig, field_types
+from breastcli.config import JOBS, field_types
 from breastcli.errors import UsageError
+from breastcli.options import Options
 
-Config = TypeVar("Config", bound=JobConfig)
+Config = TypeVar("Config", bound=Options)
 
 
 def resolve(kind: type[Config], section: Mapping[str, Any], flags: Mapping[str, Any]) -> Config:
@@ -32,7 +33,7 @@ def resolve(kind: type[Config], section: Mapping[str, Any], flags: Mapping[str, 
     return kind(**values)
 
 
-def _from_yaml(kind: type[JobConfig], name: str, value: Any) -> Any:
+def _from_yaml(kind: type[Options], name: str, value: Any) -> Any:
     """Undo YAML's own ideas: lists for tuples, and "1e-4" (no dot) read as text."""
     if isinstance(value, list):
         return tuple(value)
@@ -72,7 +73,7 @@ def read_section(path: Path, job: str, flag: str = "--config") -> dict[str, Any]
     return sections.get(job, {})
 
 
-def to_yaml(config: JobConfig) -> str:
+def to_yaml(config: Options) -> str:
     """Return the configuration as YAML that ``--config`` reads back."""
     import yaml
 

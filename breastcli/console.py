@@ -89,9 +89,15 @@ def show_error(text: str) -> None:
     ERR.print(f"[red]error:[/red] {escape(text)}")
 
 
+def show_hints(lines: list[str]) -> None:
+    """Print what to do next."""
+    for line in lines:
+        ERR.print(f"[cyan]{escape(line)}[/cyan]")
+
+
 def show_json(result: Any) -> None:
-    """Print the result as one JSON object, the output path last."""
-    values = {**result.to_json(), "out": str(result.out)}
+    """Print the result as one JSON object, the output path last where there is one."""
+    values = result.to_json() | ({"out": str(result.out)} if hasattr(result, "out") else {})
     print(json.dumps(values, ensure_ascii=False, allow_nan=False))
 
 

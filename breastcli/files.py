@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,13 +74,33 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         raise UserError(f"{path} is not a CSV file ({error})", fix="make it again") from error
 
 
-def claim_folder(folder: Path, *, allowed: bool, hint: str) -> None:
+def existing_parent(path: Path) -> Path:
+    """Return the nearest of a path and the folders above it that is there."""
+    return next(one for one in (path, *path.absolute().parents) if one.exists())
+
+
+def require_writable(path: Path) -> None:
+    """Refuse an output that could not be created, without creating it.
+
+    Raises:
+        UserError: what would have to hold it is a file, or cannot be written.
+    """
+    parent = existing_parent(path)
+    if path == parent and not path.is_dir():
+        parent = path.absolute().parent  # the file itself is replaced
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        reason = "Permission denied" if parent.is_dir() else "Not a directory"
+        raise UserError(f"cannot write {path}: {reason}", fix="choose another --out")
+
+
+def claim_folder(folder: Path, *, allowed: bool, hint: str, dry_run: bool = False) -> None:
     """Create an output folder, or refuse one that already holds something.
 
     Args:
         folder: the folder to write into.
         allowed: whether the user agreed to what is there (``--overwrite`` or ``--resume``).
         hint: what the user can do when the folder is refused.
+        dry_run: only refuse; create nothing.
 
     Raises:
         UserError: the folder is not empty and not allowed, is a file, or cannot be created.
@@ -87,8 +108,11 @@ def claim_folder(folder: Path, *, allowed: bool, hint: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file", fix="choose another --out")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        occupied = any(folder.iterdir())
+        if dry_run:
+            require_writable(folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+        occupied = folder.exists() and any(folder.iterdir())
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}", fix="choose another --out") from error
     if occupied and not allowed:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from breastcli.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a command can be told; every value is checked when the configuration is made."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check(field, getattr(self, field.name))
 
 
 def option(

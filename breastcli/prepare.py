@@ -20,6 +20,7 @@ from breastcli.data.counts import counts_by_side
 from breastcli.data.datasets import DataSet, Rejection, Scan, find_dataset
 from breastcli.data.images import RejectedImageError, read_rgb
 from breastcli.data.imported_split import ImportedSplit, read_split
+from breastcli.data.planning import plan_drawing, plan_preparation
 from breastcli.data.store import (
     CARD,
     FORMAT,
@@ -37,6 +38,7 @@ from breastcli.errors import LeakError, UsageError, UserError
 from breastcli.files import claim_folder, read_csv, read_json, write_json
 from breastcli.options import flag_of
 from breastcli.parsing import parse_magnification, parse_ratio
+from breastcli.plan import Plan
 from breastcli.progress import SILENT, Progress
 from breastcli.reporting.pair_sheet import PAIR_SHEET, draw_pairs
 from breastcli.reporting.split_sheet import draw_splits
@@ -82,7 +84,7 @@ class PrepareResult:
         return {"dataset": self.card, "audit": self.audit.to_json(), "rejected": rejected, "seconds": self.seconds}
 
 
-def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult:
+def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult | Plan:
     """Decode, check, split, stain-normalise and resize a raw data set into a prepared folder, or only audit it.
 
     Stain normalisation follows resizing, so that one small array is read twice instead of the files; the papers do not
@@ -105,11 +107,16 @@ def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult
     # With work in progress a finished folder is what an interrupted --overwrite was about to replace.
     if config.resume and (out / MANIFEST).is_file() and not (out / PARTIAL / IMAGES).is_file():
         return _already_finished(out, _options(config, adapter), strict=config.strict)
+    if config.dry_run and _must_draw(adapter, raw):
+        _claim(out, config)
+        return plan_drawing(raw, out, config)
     root = raw.parent if raw.is_file() else raw
     scan = _scan(adapter, raw, root, out)
     adapter = settle(adapter, scan)
     chosen = choose(scan, adapter, raw, imported, config)
     _claim(out, config)
+    if config.dry_run:
+        return plan_preparation(chosen, adapter, scan.notes + chosen.notes, ratio, out, config)
     checked = check(chosen, ratio, root, out / PARTIAL, config, progress)
     sides = {row.record.image_id: row.side for row in checked.rows}
     draw_pairs(checked.duplicates, sides, root, out / PARTIAL / PAIR_SHEET)
@@ -136,11 +143,18 @@ def _raw_folder(config: PrepareConfig, out: Path, progress: Progress) -> tuple[D
         raise UsageError("prepare needs the raw data set", fix="breastcli prepare RAW, or --dataset sample")
     raw = Path(config.raw if config.raw is not None else f"{out}-raw")
     adapter = find_dataset(config.dataset, raw)
-    if adapter.draw is not None and not adapter.recognises(raw):
-        claim_folder(raw, allowed=config.resume or config.overwrite, hint="choose another folder, or --overwrite")
-        progress.begin("drawing", config.draw, "images")
-        adapter.draw(raw, num_images=config.draw, seed=config.seed, on_drawn=lambda: progress.advance("drawing"))
+    if _must_draw(adapter, raw):
+        hint = "choose another folder, or --overwrite"
+        claim_folder(raw, allowed=config.resume or config.overwrite, hint=hint, dry_run=config.dry_run)
+        if not config.dry_run:
+            progress.begin("drawing", config.draw, "images")
+            adapter.draw(raw, num_images=config.draw, seed=config.seed, on_drawn=lambda: progress.advance("drawing"))
     return adapter, raw
+
+
+def _must_draw(adapter: DataSet, raw: Path) -> bool:
+    """Whether the raw folder is one of images that a program draws, and does not hold them yet."""
+    return adapter.draw is not None and not adapter.recognises(raw)
 
 
 def _settle(config: PrepareConfig, adapter: DataSet, imported: ImportedSplit | None) -> PrepareConfig:
@@ -158,7 +172,7 @@ def _claim(out: Path, config: PrepareConfig) -> None:
     """Create the output folder, or refuse one that holds something; an audit resumes only in a folder of its own."""
     ours = not config.audit or (out / PARTIAL).is_dir() or _holds_audit(out)
     hint = "use --resume, --overwrite or another --out" if ours else "use --overwrite or another --out"
-    claim_folder(out, allowed=config.overwrite or (config.resume and ours), hint=hint)
+    claim_folder(out, allowed=config.overwrite or (config.resume and ours), hint=hint, dry_run=config.dry_run)
 
 
 def _holds_audit(folder: Path) -> bool:

@@ -23,6 +23,7 @@ from breastcli.gan.checkpoint import TrainedGenerator, load_generator, save_gene
 from breastcli.gan.conditions import choose_numbers
 from breastcli.gan.features import load_features
 from breastcli.gan.folder import claim_images, made_for, write_synthetic
+from breastcli.gan.planning import plan_assessment, plan_fit, plan_generation
 from breastcli.gan.runs import (
     ASSESSMENT,
     DATA,
@@ -51,6 +52,7 @@ from breastcli.gan.training import (
 )
 from breastcli.launch import num_processes
 from breastcli.parsing import parse_magnification
+from breastcli.plan import Plan
 from breastcli.progress import SILENT, Progress
 from breastcli.records import stamp_of
 from breastcli.reporting.contact_sheet import contact_sheet
@@ -106,7 +108,7 @@ class SynthesizeResult:
         return values
 
 
-def synthesize(config: SynthesizeConfig, progress: Progress = SILENT) -> SynthesizeResult:
+def synthesize(config: SynthesizeConfig, progress: Progress = SILENT) -> SynthesizeResult | Plan:
     """Fit a GAN, generate with it, or assess it; "all" fits and generates.
 
     Only training rows of one split are learned from; the folder of images says which split that was.
@@ -122,29 +124,36 @@ def synthesize(config: SynthesizeConfig, progress: Progress = SILENT) -> Synthes
     if config.smoke:
         config = dataclasses.replace(config, **SMOKE)
     if config.step == "assess":
-        out, run, document = _assess(config, progress)
+        assessed = _assess(config, progress)
+        if isinstance(assessed, Plan):
+            return assessed
+        out, run, document = assessed
         card = document["dataset"]
         facts = {"collapse": document["collapse"], "leaky": card["leaky"], "drawn": card["drawn"]}
         return SynthesizeResult(out, run, [], {}, document, seconds=time.monotonic() - started, **facts)
     if config.step == "fit" and config.run and config.out:
         raise UsageError(f"the run folder is named twice: {config.run} and --out {config.out}", fix="leave one out")
     run = Path(config.run or (config.out if config.step == "fit" else None) or default_run(config))
-    history: list[dict[str, float]] = []
+    history: list[dict[str, float]] | Plan = []
     if config.step in ("fit", "all"):
         with joined_processes(resolve_device(config.device)) as (processes, device):
             history = _fit(config, run, processes, device, progress)
+        if isinstance(history, Plan):
+            return history
         if not processes.writes:
             config = dataclasses.replace(config, step="fit")
-    out, generated = run, {}
+    made: tuple[Path, dict[str, int]] | Plan = (run, {})
     if config.step in ("generate", "all"):
-        out, generated = _generate(config, run, progress)
+        made = _generate(config, run, progress)
+        if isinstance(made, Plan):
+            return made
     facts = read_json((run / GENERATOR).with_suffix(".json"))
     card = facts["dataset"]
     return SynthesizeResult(
-        out=out,
+        out=made[0],
         run=run,
         history=history,
-        generated=generated,
+        generated=made[1],
         assessment=None,
         collapse=facts["collapse"],
         seconds=time.monotonic() - started,
@@ -155,7 +164,7 @@ def synthesize(config: SynthesizeConfig, progress: Progress = SILENT) -> Synthes
 
 def _fit(
     config: SynthesizeConfig, out: Path, processes: Processes, device: torch.device, progress: Progress
-) -> list[dict[str, float]]:
+) -> list[dict[str, float]] | Plan:
     """Train and keep what ``--resume``, generating and looking need; return the history."""
     check_fit(config, processes)
     config = with_defaults(config)
@@ -165,12 +174,17 @@ def _fit(
     if processes.writes:
         claim_run(out, config, processes.count)
     with contextlib.ExitStack() as stack:
-        if processes.writes:
+        if processes.writes and not config.dry_run:
             stack.enter_context(logging_to(out / LOG))
         session, facts = start_fit(config, data, processes, device)
+        images = None
         if config.step == "all" and processes.writes:  # rather refused now than after the fit
-            choose_numbers(config.label, config.num, session.conditions, facts["class_counts"])
-            claim_images(_images_folder(config, facts), overwrite=config.overwrite)
+            numbers = choose_numbers(config.label, config.num, session.conditions, facts["class_counts"])
+            folder = _images_folder(config, facts)
+            claim_images(folder, overwrite=config.overwrite, dry_run=config.dry_run)
+            images = folder, sum(numbers.values())
+        if config.dry_run:
+            return plan_fit(session, facts, images, out)
         processes.wait()  # until the folder is claimed
         resuming = config.resume and (out / RESUME).is_file()
         if config.overwrite and not resuming and processes.writes:
@@ -291,7 +305,7 @@ def _images_folder(config: SynthesizeConfig, facts: dict[str, Any]) -> Path:
     return Path(f"{facts['data'].rstrip('/')}-synthetic{suffix}")
 
 
-def _generate(config: SynthesizeConfig, run: Path, progress: Progress) -> tuple[Path, dict[str, int]]:
+def _generate(config: SynthesizeConfig, run: Path, progress: Progress) -> tuple[Path, dict[str, int]] | Plan:
     """Draw images into a prepared folder of training rows; return it and the number of images of each class."""
     check_given(config, find_gan_run(run))
     generator = load_generator(run / GENERATOR, resolve_device(config.device))
@@ -300,7 +314,9 @@ def _generate(config: SynthesizeConfig, run: Path, progress: Progress) -> tuple[
     facts = generator.facts
     out = _images_folder(config, facts)
     numbers = choose_numbers(config.label, config.num, generator.conditions, facts["class_counts"])
-    claim_images(out, overwrite=config.overwrite)
+    claim_images(out, overwrite=config.overwrite, dry_run=config.dry_run)
+    if config.dry_run:
+        return plan_generation(generator, numbers, run, out)
     if facts["collapse"]:
         logger.warning("%s collapsed in training: %s", run, facts["collapse"])
     drawn = draw_images(generator, numbers, config, progress)
@@ -314,7 +330,7 @@ def _generate(config: SynthesizeConfig, run: Path, progress: Progress) -> tuple[
     return out, {row["class"]: row["images"] for row in card["counts"]}
 
 
-def _assess(config: SynthesizeConfig, progress: Progress) -> tuple[Path, Path | None, dict[str, Any]]:
+def _assess(config: SynthesizeConfig, progress: Progress) -> tuple[Path, Path | None, dict[str, Any]] | Plan:
     """Compare a generator's images, or a folder of them, with real ones; return folder, run and document."""
     given = Path(config.run or default_run(config))
     is_folder = (given / MANIFEST).is_file()
@@ -328,7 +344,9 @@ def _assess(config: SynthesizeConfig, progress: Progress) -> tuple[Path, Path | 
     data = open_source(config, facts)
     out = Path(config.out or given / "assess")
     network = load_features(config.features, facts["dataset"], facts["fold"], device)
-    claim_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out")
+    claim_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out", dry_run=config.dry_run)
+    if config.dry_run:
+        return plan_assessment(given, data, network.name, config, out)
     (out / ASSESSMENT).unlink(missing_ok=True)  # until the new one is written the folder counts as unfinished
     subject = source if isinstance(source, Subject) else draw_subject(source, config, progress)
     sets = [real_set(data, split, subject) for split in ("train", "val")]

@@ -23,6 +23,7 @@ from breastcli.files import claim_folder, write_csv
 from breastcli.models import num_parameters
 from breastcli.models.freezing import unfreeze
 from breastcli.parsing import parse_magnification
+from breastcli.plan import Plan
 from breastcli.progress import SILENT, Progress
 from breastcli.records import stamp_of
 from breastcli.reporting.plots import plot_curves
@@ -30,6 +31,7 @@ from breastcli.reporting.report import write_report
 from breastcli.system.checkpoint import load_resume, save_checkpoint, save_resume
 from breastcli.system.distributed import Processes, joined_processes
 from breastcli.system.feeding import EmbeddingFeed
+from breastcli.system.planning import plan_training
 from breastcli.system.runfolder import (
     BEST,
     CONFIG,
@@ -52,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 # What may differ when an interrupted run is resumed: everything else would change its history. So would the number of
 # epochs where the learning rate depends on it.
-FREE_ON_RESUME = frozenset({"resume", "overwrite", "out", "device", "workers"})
+FREE_ON_RESUME = frozenset({"resume", "overwrite", "out", "device", "workers", "dry_run"})
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def default_out(config: TrainConfig) -> Path:
     return RUNS / f"{name}{fold}{extra}{'-smoke' if config.smoke else ''}"
 
 
-def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
+def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult | Plan:
     """Train, keeping the best epoch by ``config.monitor``, every epoch's figures, and what ``--resume`` needs.
 
     The test split is not read. On the CPU the same configuration gives the same history bit for bit, also when the run
@@ -122,6 +124,8 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
         if processes.writes:
             _claim(out, config)
         processes.wait()  # until the folder is claimed
+        if config.dry_run:
+            return plan_training(_start(config, data, out, processes, device, progress)[0], out)
         with logging_to(out / LOG) if processes.writes else contextlib.nullcontext():
             session, best = _run(config, data, out, processes, device, progress)
         processes.wait()  # until everything is written
@@ -145,13 +149,8 @@ def _run(
     config: TrainConfig, data: PreparedData, out: Path, processes: Processes, device: torch.device, progress: Progress
 ) -> tuple[Session, dict[str, float]]:
     """Start or go on, and finish; return the session and the row of the best epoch."""
-    resuming = config.resume and (out / RESUME).is_file()
-    saved = load_resume(out / RESUME, device) if resuming else None
-    session = start_session(config, data, device, progress, saved, processes)
-    processes.wait()  # until all have read what the run starts or goes on from
-    if saved is not None:
-        _restore(session, saved, out)
-    elif config.overwrite and processes.writes:
+    session, resumed = _start(config, data, out, processes, device, progress)
+    if config.overwrite and not resumed and processes.writes:
         remove_results(out)
     if not processes.agree(len(session.history)):
         raise UserError(f"the processes do not see the same {out}", fix="choose an --out that all of them share")
@@ -165,6 +164,19 @@ def _run(
         save_checkpoint(out / LAST, session.model, session.options, _facts(session, session.history[-1]))
     write_report(out)
     return session, best
+
+
+def _start(
+    config: TrainConfig, data: PreparedData, out: Path, processes: Processes, device: torch.device, progress: Progress
+) -> tuple[Session, bool]:
+    """Return what the run starts or goes on with, and whether it goes on."""
+    resuming = config.resume and (out / RESUME).is_file()
+    saved = load_resume(out / RESUME, device) if resuming else None
+    session = start_session(config, data, device, progress, saved, processes)
+    processes.wait()  # until all have read what the run starts or goes on from
+    if saved is not None:
+        _restore(session, saved, out)
+    return session, resuming
 
 
 def _run_facts(session: Session) -> dict[str, Any]:
@@ -193,7 +205,7 @@ def _claim(out: Path, config: TrainConfig) -> None:
     """Take the run folder: new, to be resumed under the same options, or to be overwritten."""
     only_log = out.is_dir() and {path.name for path in out.iterdir()} <= {LOG}  # left by a run that could not start
     allowed = config.resume or config.overwrite or only_log
-    claim_folder(out, allowed=allowed, hint="use --resume, --overwrite or another --out")
+    claim_folder(out, allowed=allowed, hint="use --resume, --overwrite or another --out", dry_run=config.dry_run)
     if config.resume and (out / RESUME).is_file():
         before = resolve(TrainConfig, read_section(out / CONFIG, "train"), {})
         for field in dataclasses.fields(TrainConfig):
@@ -202,7 +214,7 @@ def _claim(out: Path, config: TrainConfig) -> None:
             if old != new and field.name not in free:
                 flag = field.name.replace("_", "-")
                 raise UserError(f"{out} was trained with --{flag} {old}, not {new}", fix="resume with the same options")
-    elif config.overwrite:
+    elif config.overwrite and not config.dry_run:
         (out / LOG).unlink(missing_ok=True)  # the other results go once the run can start
 
 

@@ -35,7 +35,7 @@ SOURCE_KEYS = ("name", "title", "fingerprint", "split_fingerprint", "task", "sta
 CHUNK = 64
 
 
-def claim_images(out: Path, *, overwrite: bool) -> None:
+def claim_images(out: Path, *, overwrite: bool, dry_run: bool = False) -> None:
     """Take the folder for the images; one that holds real images is never taken.
 
     Raises:
@@ -45,7 +45,7 @@ def claim_images(out: Path, *, overwrite: bool) -> None:
         raise UserError(f"{out} is a run folder", fix="choose another --out")
     if (out / MANIFEST).is_file() and not read_json(out / CARD).get("synthetic"):
         raise UserError(f"{out} holds real images", fix="choose another --out")
-    claim_folder(out, allowed=overwrite, hint="use --overwrite or another --out")
+    claim_folder(out, allowed=overwrite, hint="use --overwrite or another --out", dry_run=dry_run)
 
 
 def made_for(generator: TrainedGenerator, data: PreparedData) -> TrainedGenerator:

@@ -38,7 +38,7 @@ WRITTEN = (
 )
 # What may differ when an interrupted fit is resumed: everything else would change its history.
 OF_THE_FIT = ("mag", "fold", "classes", "condition", "size", "width", "objective", "kimg")
-FREE_ON_RESUME = {"step", "run", "out", "device", "workers", "overwrite", "resume", "kimg", "on_collapse"}
+FREE_ON_RESUME = {"dry_run", "step", "run", "out", "device", "workers", "overwrite", "resume", "kimg", "on_collapse"}
 FREE_ON_RESUME |= {"label", "num", "truncation", "features", "draws"}  # of the other steps
 
 
@@ -105,7 +105,8 @@ def claim_run(out: Path, config: SynthesizeConfig, num_processes: int = 1) -> No
         raise UserError(f"{out} is a run of {read_json(out / INFO).get('command')}", fix="choose another folder")
     only_log = out.is_dir() and {path.name for path in out.iterdir()} <= {LOG}  # left by a run that could not start
     allowed = config.resume or config.overwrite or only_log
-    claim_folder(out, allowed=allowed, hint="use --resume, --overwrite or another folder")
+    hint = "use --resume, --overwrite or another folder"
+    claim_folder(out, allowed=allowed, hint=hint, dry_run=config.dry_run)
     if config.resume and (out / RESUME).is_file():
         run = find_gan_run(out)
         before = dataclasses.replace(run.config, data=str(Path(run.config.data or DATA)))
@@ -118,7 +119,7 @@ def claim_run(out: Path, config: SynthesizeConfig, num_processes: int = 1) -> No
         if run.info["processes"] != num_processes:
             problem = f"{out} was fitted by {run.info['processes']} processes, not {num_processes}"
             raise UserError(problem, fix="start as many")
-    elif config.overwrite:
+    elif config.overwrite and not config.dry_run:
         (out / LOG).unlink(missing_ok=True)  # the other results go once the fit can start
 
 
