@@ -178,7 +178,8 @@ def make_table(title: str, heads: list[str]) -> Table:
     """Return an empty table; its first column holds names, the others figures."""
     table = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for number, head in enumerate(heads):
-        table.add_column(escape(head), justify="left" if number == 0 else "right")
+        # Folded where the terminal is narrow: half an interval would be read as a whole one.
+        table.add_column(escape(head), justify="left" if number == 0 else "right", overflow="fold")
     return table
 
 

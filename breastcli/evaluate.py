@@ -129,8 +129,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
     parts = [_evaluate_run(run, *one, config, progress) for run, one in zip(runs, chosen, strict=True)]
     predictions = Predictions.concatenate([part.predictions for part in parts])
     settings = {"resamples": config.resamples, "seed": config.seed}
-    image = score_images(predictions, **settings)
-    patient = score_patients(predictions, **settings)
+    image, patient = score_images(predictions, **settings), score_patients(predictions, **settings)
     by_magnification = score_subsets(predictions, "magnification", **settings)
     by_subtype = score_subsets(predictions, "subtype", **settings)
     before, calibration = _calibration(parts, predictions, settings) if config.calibrate else (None, None)

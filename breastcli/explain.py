@@ -113,6 +113,7 @@ def explain(config: ExplainConfig, progress: Progress = SILENT) -> ExplainResult
     masks = _find_masks(config, subjects, facts)
     _check_target(config.target, subjects, facts["classes"])
     if config.dry_run:
+        explainer.maps(subjects.images[:1], np.zeros(1, dtype=np.int64), methods[0])  # whether there is a map at all
         stamp = _stamp(facts, data.card if data else None)
         return plan_explanation(run, model, methods, subjects, masks and len(masks.index), stamp, config, out)
     probs = explainer.probabilities(subjects.images)

@@ -133,8 +133,7 @@ def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult
         remove_partial(out)
     else:
         _finish(out, checked.array, rows, card)
-    seconds = time.monotonic() - started
-    return PrepareResult(out, card, checked.audit, checked.rejected, seconds, leak)
+    return PrepareResult(out, card, checked.audit, checked.rejected, time.monotonic() - started, leak)
 
 
 def _raw_folder(config: PrepareConfig, out: Path, progress: Progress) -> tuple[DataSet, Path]:

@@ -22,7 +22,6 @@ def show_plan(plan: Plan) -> None:
         console.OUT.print(f"[bold red]{escape(plan.stamp)}[/bold red]")
     table = make_table(f"{plan.job} would do this; nothing was written", ["", ""])
     table.columns[1].justify = "left"
-    table.columns[1].overflow = "fold"
     for name, value in plan.facts.items():
         if value is not None:
             table.add_row(name.replace("_", " "), escape(_shown(value)))
@@ -39,7 +38,7 @@ def show_doctor(result: DoctorResult) -> None:
     """Print everything that was looked at, group by group."""
     table = make_table("what works here", ["", "", "found", "what it costs, and what to do"])
     for column in table.columns:
-        column.justify, column.overflow = "left", "fold"
+        column.justify = "left"
     for _, checks in groupby(result.checks, key=lambda check: check.group):
         for check in checks:
             table.add_row(escape(check.name), STATES[check.state], escape(check.found), escape(check.cost))

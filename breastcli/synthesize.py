@@ -124,13 +124,7 @@ def synthesize(config: SynthesizeConfig, progress: Progress = SILENT) -> Synthes
     if config.smoke:
         config = dataclasses.replace(config, **SMOKE)
     if config.step == "assess":
-        assessed = _assess(config, progress)
-        if isinstance(assessed, Plan):
-            return assessed
-        out, run, document = assessed
-        card = document["dataset"]
-        facts = {"collapse": document["collapse"], "leaky": card["leaky"], "drawn": card["drawn"]}
-        return SynthesizeResult(out, run, [], {}, document, seconds=time.monotonic() - started, **facts)
+        return _assess(config, progress, started)
     if config.step == "fit" and config.run and config.out:
         raise UsageError(f"the run folder is named twice: {config.run} and --out {config.out}", fix="leave one out")
     run = Path(config.run or (config.out if config.step == "fit" else None) or default_run(config))
@@ -183,22 +177,14 @@ def _fit(
             folder = _images_folder(config, facts)
             claim_images(folder, overwrite=config.overwrite, dry_run=config.dry_run)
             images = folder, sum(numbers.values())
-        if config.dry_run:
-            return plan_fit(session, facts, images, out)
         processes.wait()  # until the folder is claimed
         resuming = config.resume and (out / RESUME).is_file()
+        if resuming:
+            facts["collapse"] = _restore(session, out, data)
+        if config.dry_run:
+            return plan_fit(session, facts, images, out)
         if config.overwrite and not resuming and processes.writes:
             remove_gan_results(out)
-        if resuming:
-            saved = load_resume(out / RESUME, device)
-            what = difference(saved, data.card)
-            if what:
-                raise UserError(f"{out} was fitted to {what} of {data.folder}", fix="use --overwrite")
-            if saved["precision"] != str(session.dtype):
-                raise UserError(f"{out} was fitted in {saved['precision']}", fix="resume with the same --precision")
-            session.restore(saved)
-            facts["collapse"] = saved["collapse"]
-            logger.info("resuming after %.1f kimg", session.images_seen / 1000)
         with _recorded(out, session, facts, data) as info, _clear_memory_errors(config):
             _learn(session, out, facts, progress)
             info["kimg"] = session.images_seen / 1000
@@ -206,6 +192,19 @@ def _fit(
             write_report(out)
         processes.wait()  # until everything is written
     return session.history
+
+
+def _restore(session: GanSession, out: Path, data: PreparedData) -> str | None:
+    """Take over what an interrupted fit finished; return what was wrong with its training, if anything."""
+    saved = load_resume(out / RESUME, session.device)
+    what = difference(saved, data.card)
+    if what:
+        raise UserError(f"{out} was fitted to {what} of {data.folder}", fix="use --overwrite")
+    if saved["precision"] != str(session.dtype):
+        raise UserError(f"{out} was fitted in {saved['precision']}", fix="resume with the same --precision")
+    session.restore(saved)
+    logger.info("resuming after %.1f kimg", session.images_seen / 1000)
+    return saved["collapse"]
 
 
 @contextlib.contextmanager
@@ -330,8 +329,8 @@ def _generate(config: SynthesizeConfig, run: Path, progress: Progress) -> tuple[
     return out, {row["class"]: row["images"] for row in card["counts"]}
 
 
-def _assess(config: SynthesizeConfig, progress: Progress) -> tuple[Path, Path | None, dict[str, Any]] | Plan:
-    """Compare a generator's images, or a folder of them, with real ones; return folder, run and document."""
+def _assess(config: SynthesizeConfig, progress: Progress, started: float) -> SynthesizeResult | Plan:
+    """Compare a generator's images, or a folder of them, with real ones."""
     given = Path(config.run or default_run(config))
     is_folder = (given / MANIFEST).is_file()
     device = resolve_device(config.device)
@@ -368,7 +367,9 @@ def _assess(config: SynthesizeConfig, progress: Progress) -> tuple[Path, Path | 
     write_json(out / ASSESSMENT, document)
     if not is_folder:
         write_report(given)
-    return out, None if is_folder else given, document
+    run, card = None if is_folder else given, document["dataset"]
+    facts = {"collapse": document["collapse"], "leaky": card["leaky"], "drawn": card["drawn"]}
+    return SynthesizeResult(out, run, [], {}, document, seconds=time.monotonic() - started, **facts)
 
 
 @contextlib.contextmanager

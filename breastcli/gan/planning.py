@@ -28,12 +28,12 @@ def plan_fit(session: GanSession, facts: dict[str, Any], images: tuple[Path, int
         "device": describe_device(session.device),
         "precision": str(session.dtype).removeprefix("torch."),
         "steps": num_steps(config),
+        "steps_done": session.steps,
         "images_shown": num_steps(config) * config.batch_size,
         "generates": f"{images[1]:,} images into {images[0]}" if images else None,
     }
-    networks = (session.generator, session.average, session.critic)
-    # The generator by itself, and all three with two optimisers' states to resume from.
-    num_bytes = state_bytes(session.average) + 3 * sum(map(state_bytes, networks))
+    # The averaged generator by itself; to resume from, that and what learns, of which Adam keeps two numbers for each.
+    num_bytes = 2 * state_bytes(session.average) + 3 * sum(map(state_bytes, (session.generator, session.critic)))
     num_bytes += images[1] * row_bytes(card["size_px"]) if images else 0
     stamp = stamp_of(card["split"]["leaky"], card["drawn"])
     return Plan("synthesize", out, known, (), stamp, num_bytes, resumes=config.resume)
