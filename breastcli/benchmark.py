@@ -16,19 +16,31 @@ from pathlib import Path
 from typing import Any
 
 from breastcli.benchmarks import COMPARISONS, Setting
-from breastcli.benchmarks.convergence import FOLDER, Convergence, Protocol, start_protocol, train_network
+from breastcli.benchmarks.convergence import (
+    FOLDER,
+    Convergence,
+    Protocol,
+    count_images,
+    settle_protocol,
+    start_protocol,
+    train_network,
+)
 from breastcli.benchmarks.models import CONVENTIONS, NetworkFigures, describe_network, parse_archs, time_network
 from breastcli.benchmarks.samples import raw_folder
 from breastcli.benchmarks.startup import time_help
 from breastcli.benchmarks.timing import Pair
 from breastcli.config import BenchmarkConfig
+from breastcli.data.datasets import find_dataset
+from breastcli.data.store import PreparedData
 from breastcli.errors import UsageError, UserError, first_line
 from breastcli.files import claimed_folder, refuse_links, write_csv, write_json
 from breastcli.options import refuse_given
 from breastcli.parsing import parse_magnification
+from breastcli.plan import Plan
 from breastcli.progress import SILENT, Progress
 from breastcli.reporting.convergence_plots import plot_size_accuracy, plot_time_accuracy
 from breastcli.reporting.reported_convergence import paper_figures, paper_notes
+from breastcli.system.planning import plan_benchmark
 from breastcli.system.runfolder import git_state, versions
 from breastcli.system.runtime import describe_device, resolve_device, resolve_precision
 
@@ -62,7 +74,7 @@ class BenchmarkResult:
         return {**self.document, "seconds": self.seconds}
 
 
-def benchmark(config: BenchmarkConfig, progress: Progress = SILENT) -> BenchmarkResult:
+def benchmark(config: BenchmarkConfig, progress: Progress = SILENT) -> BenchmarkResult | Plan:
     """Measure networks, how fast they converge, our code beside that of others, or all of it.
 
     A network or a comparison that fails, for lack of memory above all, is listed with the reason.
@@ -79,19 +91,28 @@ def benchmark(config: BenchmarkConfig, progress: Progress = SILENT) -> Benchmark
         refuse_given(config, ONLY_CONVERGENCE, f"{config.what} trains nothing", "leave it out")
     setting = _setting(config)
     hint = "use --resume, --overwrite or another --out" if trains else "use --overwrite or another --out"
-    with claimed_folder(out, allowed=config.overwrite or (trains and config.resume), hint=hint):
+    with claimed_folder(out, allowed=config.overwrite or (trains and config.resume), hint=hint, dry_run=config.dry_run):
         refuse_links(out, FOLDER)
-        document = _measure(config, setting, compared, out, trains, progress)
+        archs = _archs(config)
+        described = [describe_network(arch, setting) for arch in archs]  # first, because it finds misspelt names
+        if config.dry_run:
+            return _plan(described, compared, trains, config, out)
+        document = _measure(config, setting, archs, described, compared, out, trains, progress)
     return BenchmarkResult(out, document, time.monotonic() - started)
 
 
 def _measure(
-    config: BenchmarkConfig, setting: Setting, compared: list[str], out: Path, trains: bool, progress: Progress
+    config: BenchmarkConfig,
+    setting: Setting,
+    archs: list[str],
+    described: list[NetworkFigures],
+    compared: list[str],
+    out: Path,
+    trains: bool,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Do the work in a claimed folder; return ``benchmark.json``."""
     (out / DOCUMENT).unlink(missing_ok=True)  # it would speak of runs that are trained anew
-    archs = _archs(config)
-    described = [describe_network(arch, setting) for arch in archs]  # first, because it finds misspelt names
     protocol = start_protocol(config, out) if trains else None
     networks = described if config.what in ("all", "models") else []
     progress.begin(TASK, len(compared) + len(networks) + (len(archs) if trains else 0), "measurements")
@@ -113,6 +134,27 @@ def _measure(
     }
     _write(out, document)
     return document
+
+
+def _plan(
+    described: list[NetworkFigures], compared: list[str], trains: bool, config: BenchmarkConfig, out: Path
+) -> Plan:
+    """Return what would be measured; what the measurements check first is checked."""
+    training = None
+    if trains:
+        train, must_draw = settle_protocol(config, out)
+        training = train, None if must_draw else count_images(PreparedData.open(Path(train.data)), train)
+    if config.raw is not None and any(COMPARISONS.get(name).needs_images for name in compared):
+        find_dataset("auto", Path(config.raw))
+    elif config.raw is not None:
+        raise _no_raw(config)
+    networks = {one.arch: one.parameters for one in described if one.parameters is not None}
+    notes = [f"{one.arch} cannot be measured: {one.problem}" for one in described if one.problem]
+    return plan_benchmark(networks, compared, training, notes, config, out)
+
+
+def _no_raw(config: BenchmarkConfig) -> UsageError:
+    return UsageError(f"--raw {config.raw}: {config.what} reads no raw images", fix="leave it out")
 
 
 def _setting(config: BenchmarkConfig) -> Setting:
@@ -147,7 +189,7 @@ def _compare(
             raw = stack.enter_context(raw_folder(config.raw, config.seed, progress))
             setting = dataclasses.replace(setting, raw=raw)
         elif config.raw is not None:
-            raise UsageError(f"--raw {config.raw}: {config.what} reads no raw images", fix="leave it out")
+            raise _no_raw(config)
         for name, comparison in comparisons.items():
             try:
                 found = comparison.run(setting)

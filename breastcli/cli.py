@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,11 +19,12 @@ import typer
 
 from breastcli import __version__
 from breastcli.allocator import keep_freed_memory
-from breastcli.config import JOBS, JobConfig, field_types
+from breastcli.completion import completer_of
+from breastcli.config import JOBS, PlannedConfig, field_types
 from breastcli.configfile import read_section, resolve, to_yaml
 from breastcli.errors import Terminated, UserError, WriteError, first_line
 from breastcli.launch import num_processes, process_rank
-from breastcli.options import flag_of
+from breastcli.options import Options, flag_of
 
 SUMMARIES = {
     "prepare": "Turn a raw data set into one array of images with a split that does not leak.",
@@ -34,6 +35,7 @@ SUMMARIES = {
     "predict": "Predict image files with a trained run.",
     "benchmark": "Measure size, speed and convergence of networks, and our code beside what one would otherwise run.",
     "report": "Make the page of a run again, or one page that sets several runs beside each other.",
+    "doctor": "Look at the installation, the machine and the folders, and say what is missing.",
 }
 PATIENCE_S = 5.0  # in which a job that was told to stop is not told again
 SHARED = ("synthesize", "train")  # jobs that several processes of torchrun can share
@@ -70,24 +72,24 @@ def _root(
     """Classify breast-cancer images reproducibly, and evaluate honestly."""
 
 
-def _parameters(kind: type[JobConfig]) -> Iterator[inspect.Parameter]:
+def _parameters(job: str, kind: type[Options]) -> Iterator[inspect.Parameter]:
     """Yield a Typer parameter for every field of a job's configuration, then those of the command line itself."""
     types = field_types(kind)
-    common = {field.name for field in dataclasses.fields(JobConfig)} - {"out"}
+    common = {field.name for field in dataclasses.fields(PlannedConfig)} - {"out"}
     fields = dataclasses.fields(kind)
     for field in sorted(fields, key=lambda field: (not field.metadata["positional"], field.name in common)):
         rules = field.metadata
         several = types[field.name] == tuple[str, ...]
         value_type = list[str] if several else types[field.name]
         settings: dict[str, Any] = {"help": rules["help"] + _shown(field.default), "show_default": False}
+        if completer := completer_of(job, field.name, rules["choices"]):
+            settings["autocompletion"] = completer
         if rules["positional"]:
             metavar = {"runs": "RUN…", "images": "IMAGE_OR_FOLDER…"}.get(field.name, field.name.upper())
             declared = typer.Argument(metavar=metavar, **settings)
         else:
             flag = flag_of(field.name)
             names = f"{flag}/--no-{flag.removeprefix('--')}" if value_type is bool else flag
-            if rules["choices"]:
-                settings["autocompletion"] = _completion(rules["choices"])
             panel = COMMON_PANEL if field.name in common else None
             declared = typer.Option(names, metavar=rules["metavar"], rich_help_panel=panel, **settings)
         annotation = Annotated[value_type | None, declared]
@@ -104,18 +106,14 @@ def _shown(default: Any) -> str:
     return "" if default is None or default is False or default == () else f" (default: {default})"
 
 
-def _completion(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
-    return lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
-
-
-def _add_command(job: str, kind: type[JobConfig]) -> None:
+def _add_command(job: str, kind: type[Options]) -> None:
     """Add the command of one job; its module is imported only when it runs."""
 
     def command(**values: Any) -> None:
         settings = {name: values.pop(name) for name in CLI_ONLY}
         raise typer.Exit(_run(job, kind, values, **settings))
 
-    parameters = list(_parameters(kind))
+    parameters = list(_parameters(job, kind))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__doc__ = SUMMARIES[job]
@@ -131,7 +129,7 @@ def _speaks(job: str) -> bool:
 
 def _run(
     job: str,
-    kind: type[JobConfig],
+    kind: type[Options],
     flags: dict[str, Any],
     *,
     config: Path | None,
@@ -141,7 +139,7 @@ def _run(
     debug: bool,
 ) -> int:
     """Run one job and return the exit code."""
-    from breastcli import console, show
+    from breastcli import console
 
     try:
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items()}
@@ -158,13 +156,8 @@ def _run(
         with _stopping_when_told(), console.watching(quiet=quiet or not speaks) as progress:
             module = importlib.import_module(f"breastcli.{job}")
             result = getattr(module, job)(resolved, progress)
-        if not speaks:
-            return 0
-        with _telling():
-            (console.show_json if json else show.SHOW[job])(result)
-            sys.stdout.flush()
-        if failure := getattr(result, "failure", None):
-            raise failure
+        if speaks:
+            _tell(job, resolved, result, json=json, quiet=quiet)
     except BrokenPipeError:
         raise
     except (KeyboardInterrupt, Exception) as error:
@@ -174,7 +167,7 @@ def _run(
     return 0
 
 
-def _report_failure(error: BaseException, job: str, kind: type[JobConfig]) -> int:
+def _report_failure(error: BaseException, job: str, kind: type[Options]) -> int:
     """Say in one line why a job ended; return the exit code."""
     from breastcli import console
 
@@ -188,6 +181,20 @@ def _report_failure(error: BaseException, job: str, kind: type[JobConfig]) -> in
         text = f"{error.filename or job}: {error.strerror or first_line(error)}"
     console.show_error(text)
     return code
+
+
+def _tell(job: str, config: Options, result: Any, *, json: bool, quiet: bool) -> None:
+    """Print a result and what to do next, or raise what is wrong with it."""
+    from breastcli import console, show
+    from breastcli.hints import hints_after
+
+    with _telling():
+        console.show_json(result) if json else show.show(job, result)
+        sys.stdout.flush()
+    if failure := getattr(result, "failure", None):
+        raise failure
+    if not (quiet or json):  # scripts do not ask what is next
+        console.show_hints(hints_after(job, config, result, sys.argv[1:]))
 
 
 for _job, _kind in JOBS.items():

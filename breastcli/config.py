@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import typing
 from dataclasses import dataclass
 from typing import Any
 
-from breastcli.options import check, option
+from breastcli.options import Options, option
 
 MAGNIFICATIONS = ("40X", "100X", "200X", "400X")
 SPLITS = ("train", "val", "test")
@@ -15,8 +14,8 @@ COMPARED = ("prepare", "input", "training", "inference", "stain", "cams", "gan-m
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobConfig:
-    """Options that every job has."""
+class JobConfig(Options):
+    """Options that every job has which makes something."""
 
     out: str | None = option(None, "Output folder or file.", metavar="PATH")
     device: str = option("auto", "Where to compute.", metavar="auto|cpu|cuda|cuda:N|mps")
@@ -27,13 +26,16 @@ class JobConfig:
     )
     overwrite: bool = option(False, "Replace what breastcli wrote in the output folder before.")
 
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            check(field, getattr(self, field.name))
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedConfig(JobConfig):
+    """Options of a job that can say beforehand what it would do."""
+
+    dry_run: bool = option(False, "Check everything, say what would be done, and write nothing.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig(JobConfig):
+class PrepareConfig(PlannedConfig):
     """Options of ``breastcli prepare``."""
 
     raw: str | None = option(
@@ -75,7 +77,7 @@ class PrepareConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SynthesizeConfig(JobConfig):
+class SynthesizeConfig(PlannedConfig):
     """Options of ``breastcli synthesize``."""
 
     step: str = option(
@@ -148,7 +150,7 @@ class SynthesizeConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(JobConfig):
+class TrainConfig(PlannedConfig):
     """Options of ``breastcli train``. Defaults are those of the DALAResNet50 paper (section IV-A)."""
 
     arch: str = option(
@@ -243,7 +245,7 @@ class TrainConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(JobConfig):
+class EvaluateConfig(PlannedConfig):
     """Options of ``breastcli evaluate``."""
 
     runs: tuple[str, ...] = option((), "Run folders; several are pooled.", positional=True)
@@ -266,7 +268,7 @@ class EvaluateConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplainConfig(JobConfig):
+class ExplainConfig(PlannedConfig):
     """Options of ``breastcli explain``. Noise and samples are those of DT Grad-CAM."""
 
     run: str = option("latest", "Run folder, or latest.", positional=True)
@@ -298,7 +300,7 @@ class ExplainConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(JobConfig):
+class PredictConfig(PlannedConfig):
     """Options of ``breastcli predict``."""
 
     run: str = option("latest", "Run folder, or latest.", positional=True)
@@ -310,7 +312,7 @@ class PredictConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig(JobConfig):
+class BenchmarkConfig(PlannedConfig):
     """Options of ``breastcli benchmark``."""
 
     what: str = option(
@@ -353,7 +355,15 @@ class ReportConfig(JobConfig):
     split: str = option("test", "Evaluated split that is compared.", choices=("test", "val"))
 
 
-JOBS: dict[str, type[JobConfig]] = {
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig(Options):
+    """Options of ``breastcli doctor``."""
+
+    device: str = option("auto", "The device that must work.", metavar="auto|cpu|cuda|cuda:N|mps")
+    network: bool = option(False, "Also ask the servers of published weights whether they answer.")
+
+
+JOBS: dict[str, type[Options]] = {
     "prepare": PrepareConfig,
     "synthesize": SynthesizeConfig,
     "train": TrainConfig,
@@ -362,9 +372,10 @@ JOBS: dict[str, type[JobConfig]] = {
     "predict": PredictConfig,
     "benchmark": BenchmarkConfig,
     "report": ReportConfig,
+    "doctor": DoctorConfig,
 }
 
 
-def field_types(kind: type[JobConfig]) -> dict[str, Any]:
+def field_types(kind: type[Options]) -> dict[str, Any]:
     """Return the resolved type of every field of a job's configuration."""
     return typing.get_type_hints(kind)

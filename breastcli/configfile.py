@@ -9,12 +9,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from breastcli.config import JOBS, JobConfig, field_types
+from breastcli.config import JOBS, field_types
 from breastcli.errors import UsageError, UserError
 from breastcli.files import read_text
-from breastcli.options import flag_of
+from breastcli.options import Options, flag_of
 
-Config = TypeVar("Config", bound=JobConfig)
+Config = TypeVar("Config", bound=Options)
 MAX_SIGNS = 100_000  # of a configuration file; one with every option has 5,000
 
 
@@ -36,7 +36,7 @@ def resolve(kind: type[Config], section: Mapping[str, Any], flags: Mapping[str, 
     return kind(**values)
 
 
-def _from_yaml(kind: type[JobConfig], name: str, value: Any) -> Any:
+def _from_yaml(kind: type[Options], name: str, value: Any) -> Any:
     """Undo YAML's own ideas: lists for tuples, and "1e-4" (no dot) read as text."""
     if isinstance(value, list):
         return tuple(value)
@@ -95,13 +95,13 @@ def _shown(key: Any) -> str:
     return repr(str(key)[:40])
 
 
-def to_document(config: JobConfig) -> dict[str, Any]:
+def to_document(config: Options) -> dict[str, Any]:
     """Return the options as JSON holds them, without those that only say how to treat files that are there already."""
     values = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}
-    return {name: value for name, value in values.items() if name not in ("overwrite", "resume")}
+    return {name: value for name, value in values.items() if name not in ("overwrite", "resume", "dry_run")}
 
 
-def to_command(kind: type[JobConfig], values: Mapping[str, Any]) -> str:
+def to_command(kind: type[Options], values: Mapping[str, Any]) -> str:
     """Return the command line that gives a job these values, quoted for a shell; defaults are left out.
 
     Args:
@@ -124,7 +124,7 @@ def to_command(kind: type[JobConfig], values: Mapping[str, Any]) -> str:
     return shlex.join([*words, *flags])
 
 
-def to_yaml(config: JobConfig) -> str:
+def to_yaml(config: Options) -> str:
     """Return the configuration as YAML that ``--config`` reads back."""
     import yaml
 
@@ -132,6 +132,6 @@ def to_yaml(config: JobConfig) -> str:
     return yaml.safe_dump({job_of(type(config)): values}, sort_keys=False, allow_unicode=True)
 
 
-def job_of(kind: type[JobConfig]) -> str:
+def job_of(kind: type[Options]) -> str:
     """Return the job that a class of configurations belongs to."""
     return next(name for name, known in JOBS.items() if known is kind)

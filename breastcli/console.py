@@ -101,9 +101,15 @@ def show_out(out: Path) -> None:
     OUT.print(visible(str(out)), markup=False)
 
 
+def show_hints(lines: list[str]) -> None:
+    """Print what to do next."""
+    for line in lines:
+        ERR.print(f"[cyan]{literal(line)}[/cyan]")
+
+
 def show_json(result: Any) -> None:
-    """Print the result as one JSON object, the output path last."""
-    values = {**result.to_json(), "out": str(result.out)}
+    """Print the result as one JSON object, the output path last where there is one."""
+    values = result.to_json() | ({"out": str(result.out)} if hasattr(result, "out") else {})
     print(json.dumps(values, allow_nan=False))  # in ASCII: no name in it can command a terminal
 
 
@@ -184,7 +190,8 @@ def make_table(title: str, heads: list[str]) -> Table:
     """Return an empty table; its first column holds names, the others figures."""
     table = Table(title=literal(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for number, head in enumerate(heads):
-        table.add_column(literal(head), justify="left" if number == 0 else "right")
+        # Folded where the terminal is narrow: half an interval would be read as a whole one.
+        table.add_column(literal(head), justify="left" if number == 0 else "right", overflow="fold")
     return table
 
 

@@ -18,7 +18,7 @@ import torch
 from breastcli.config import EvaluateConfig
 from breastcli.configfile import to_document
 from breastcli.data.store import PreparedData
-from breastcli.errors import UsageError, UserError
+from breastcli.errors import UsageError
 from breastcli.files import claimed_folder, refuse_links, write_json
 from breastcli.metrics.calibration import describe_calibration, fit_temperature, is_at_bound, temper
 from breastcli.metrics.classification import (
@@ -31,7 +31,7 @@ from breastcli.metrics.classification import (
     score_subsets,
 )
 from breastcli.metrics.robustness import Stressed, describe_stress
-from breastcli.parsing import parse_magnification
+from breastcli.plan import Plan
 from breastcli.progress import SILENT, Progress
 from breastcli.records import Predictions, Scores, stamp_of, strings
 from breastcli.reporting import plots
@@ -43,7 +43,9 @@ from breastcli.reporting.stress import write_stress
 from breastcli.system.checkpoint import load_checkpoint, read_facts
 from breastcli.system.comparing import ComparisonResult, compare_folders, find_sides, is_evaluated
 from breastcli.system.inference import Predictor
+from breastcli.system.planning import plan_comparison, plan_evaluation
 from breastcli.system.reuse import describe_predictions, find_predictions, hash_weights, prediction_key
+from breastcli.system.rows import choose_rows, refuse_overlap, select_rows
 from breastcli.system.runfolder import (
     EMBEDDING_PLOT,
     METRICS,
@@ -117,7 +119,7 @@ class _Evaluated:
     stressed: list[Stressed]
 
 
-def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateResult | ComparisonResult:
+def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateResult | ComparisonResult | Plan:
     """Predict the held-out images of one run, or of the folds of a cross-validation, and score them.
 
     Several runs are pooled: every image is predicted once, by the run that did not train on it, and the figures of the
@@ -138,21 +140,25 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
     out = Path(config.out) if config.out else root / "evaluate" / config.split
     if not config.out:
         refuse_links(root, f"evaluate/{config.split}")
+    hint = "use --overwrite or another --out"
     with contextlib.ExitStack() as stack:
-        runs = [stack.enter_context(reading_run(run)) for run in runs]
-        stack.enter_context(claimed_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out"))
-        return _evaluate(runs, root, out, config, progress, started)
+        runs = [stack.enter_context(reading_run(run, dry_run=config.dry_run)) for run in runs]
+        stack.enter_context(claimed_folder(out, allowed=config.overwrite, hint=hint, dry_run=config.dry_run))
+        chosen = [choose_rows(run, config) for run in runs]
+        refuse_overlap(runs, chosen)
+        if config.dry_run:
+            return plan_evaluation(runs, chosen, config, out)
+        parts = [_evaluate_run(run, *one, config, progress) for run, one in zip(runs, chosen, strict=True)]
+        return _score(parts, runs, root, out, config, started)
 
 
-def _evaluate(
-    runs: list[Run], root: Path, out: Path, config: EvaluateConfig, progress: Progress, started: float
+def _score(
+    parts: list[_Evaluated], runs: list[Run], root: Path, out: Path, config: EvaluateConfig, started: float
 ) -> EvaluateResult:
-    """Do the work in a claimed folder."""
-    parts = [_evaluate_run(run, config, progress) for run in runs]
-    predictions = _pool(parts)
+    """Score what was predicted, and write everything into a claimed folder."""
+    predictions = Predictions.concatenate([part.predictions for part in parts])
     settings = {"resamples": config.resamples, "seed": config.seed}
-    image = score_images(predictions, **settings)
-    patient = score_patients(predictions, **settings)
+    image, patient = score_images(predictions, **settings), score_patients(predictions, **settings)
     by_magnification = score_subsets(predictions, "magnification", **settings)
     by_subtype = score_subsets(predictions, "subtype", **settings)
     before, calibration = _calibration(parts, predictions, settings) if config.calibrate else (None, None)
@@ -186,15 +192,18 @@ def _write_predictions(out: Path, predictions: Predictions, parts: list[_Evaluat
     return describe_predictions(out / PREDICTIONS, weights, parts[0].key if len(parts) == 1 else None)
 
 
-def _compare(config: EvaluateConfig, progress: Progress, started: float) -> ComparisonResult:
+def _compare(config: EvaluateConfig, progress: Progress, started: float) -> ComparisonResult | Plan:
     folders = find_sides(config)
     names = [folder.resolve().name for folder in folders]
     name = "-".join(["compare", *names, *([config.split] if config.split != "test" else [])])
     out = Path(config.out) if config.out else folders[0].parent / name
-    with claimed_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out"):
-        for folder in folders:
-            if not is_evaluated(folder, config.split):
-                evaluate(dataclasses.replace(config, runs=(str(folder),), compare=False, out=None), progress)
+    hint = "use --overwrite or another --out"
+    with claimed_folder(out, allowed=config.overwrite, hint=hint, dry_run=config.dry_run):
+        missing = [folder for folder in folders if not is_evaluated(folder, config.split)]
+        if config.dry_run:
+            return plan_comparison(folders, missing, config, out)
+        for folder in missing:
+            evaluate(dataclasses.replace(config, runs=(str(folder),), compare=False, out=None), progress)
         document, found = compare_folders(folders, config)
         write_comparison(out, document, found)
     return ComparisonResult(out, document, found, time.monotonic() - started)
@@ -227,13 +236,11 @@ def _root(runs: list[Run]) -> Path:
     return runs[0].folder.parent / f"{shared}-pooled"
 
 
-def _evaluate_run(run: Run, config: EvaluateConfig, progress: Progress) -> _Evaluated:
+def _evaluate_run(
+    run: Run, data: PreparedData, rows: np.ndarray, config: EvaluateConfig, progress: Progress
+) -> _Evaluated:
     device = resolve_device(config.device)
-    data = run.open_data(config.data)
-    if config.threshold != "0.5" and len(data.classes) != 2:
-        raise UsageError(f"--threshold {config.threshold}: needs two classes, not {len(data.classes)}")
     dtype = resolve_precision(config.precision, device)
-    rows = _select(run, data, config.split)
     records = [data.rows[row].record for row in rows]
     ids = strings(record.image_id for record in records)
     weights = hash_weights(run)
@@ -241,8 +248,7 @@ def _evaluate_run(run: Run, config: EvaluateConfig, progress: Progress) -> _Eval
     only_scores = not config.embedding and not config.stress and not _needs_validation(config)
     earlier = find_predictions(run, config.split, key, ids) if only_scores else None
     model, facts = (None, read_facts(run.best)) if earlier else load_checkpoint(run.best, device)
-    if facts is None or tuple(facts["classes"]) != data.classes:
-        raise UserError(f"{run.best} knows other classes than {data.folder}", fix="train again")
+    assert facts is not None  # what cannot be read has no earlier predictions, and is not loaded
     settings = (device, dtype, config.tta, config.batch_size, config.workers, progress)
     predictor = None if model is None else Predictor(model, data, *settings)
     kept: list[torch.Tensor] = []
@@ -267,10 +273,6 @@ def _evaluate_run(run: Run, config: EvaluateConfig, progress: Progress) -> _Eval
     return _Evaluated(run, data, predictions, *fitted, epoch, synthetic, embeddings, weights, key, stressed)
 
 
-def _select(run: Run, data: PreparedData, split: str) -> np.ndarray:
-    return data.select(split, fold=run.config.fold, magnification=parse_magnification(run.config.mag))
-
-
 def _fit(
     run: Run, data: PreparedData, probs: np.ndarray, predictor: Predictor | None, config: EvaluateConfig
 ) -> tuple[float | None, float | None, np.ndarray]:
@@ -282,7 +284,7 @@ def _fit(
     labels, held_out, temperature = np.zeros(0), np.zeros((0, len(data.classes))), None
     if _needs_validation(config):
         assert predictor is not None  # whoever asks for such a rule loads the network
-        rows = _select(run, data, "val")
+        rows = select_rows(run, data, "val")
         labels, held_out = data.labels[rows], predictor(rows, f"{run.folder.name} val")
     if config.calibrate:
         temperature = fit_temperature(held_out, labels)
@@ -292,24 +294,6 @@ def _fit(
     if len(data.classes) != 2:
         return temperature, None, probs
     return temperature, choose_threshold(labels, held_out[:, 1], config.threshold), probs
-
-
-def _pool(parts: list[_Evaluated]) -> Predictions:
-    """Join the predictions of several runs of one data set, refusing images that two runs predicted."""
-    first = parts[0]
-    for part in parts[1:]:
-        if part.data.card["split_fingerprint"] != first.data.card["split_fingerprint"]:
-            raise UserError(
-                f"{part.run.folder} and {first.run.folder} differ in their splits", fix="evaluate them apart"
-            )
-    pooled = Predictions.concatenate([part.predictions for part in parts])
-    names, counts = np.unique(pooled.image_ids.astype(str), return_counts=True)
-    if counts.max() > 1:
-        raise UserError(
-            f"{int((counts > 1).sum())} images (such as {names[counts.argmax()]}) were predicted by two runs",
-            fix="pool runs of different folds",
-        )
-    return pooled
 
 
 def _provenance(parts: list[_Evaluated], config: EvaluateConfig) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from breastcli.errors import UsageError, UserError, visible
 from breastcli.files import claimed_folder, refuse_links, remove_written, replacing, write_csv, write_json
 from breastcli.metrics import localisation as local
 from breastcli.models.splitting import split_at
+from breastcli.plan import Plan
 from breastcli.progress import SILENT, Progress
 from breastcli.records import stamp_of
 from breastcli.reporting.explanation_plots import Overlay, plot_comparison, plot_gallery, plot_panel
@@ -34,6 +35,7 @@ from breastcli.system.explaining import (
     measure_localisation,
     refinement_of,
 )
+from breastcli.system.planning import plan_explanation
 from breastcli.system.runfolder import EXPLAINED, EXPLANATION, MAPS, PANELS, Run, find_run, panels_of, reading_run
 from breastcli.system.runtime import resolve_device, resolve_precision
 from breastcli.system.subjects import Subjects, from_files, from_split, parse_num, unique_names
@@ -84,13 +86,10 @@ class _Work:
 
     @property
     def stamp(self) -> str:
-        synthetic = saw_synthetic(self.facts)
-        if self.card is None:
-            return stamp_of(None, False, synthetic)
-        return stamp_of(self.card["split"]["leaky"], self.card["drawn"], synthetic)
+        return _stamp(self.facts, self.card)
 
 
-def explain(config: ExplainConfig, progress: Progress = SILENT) -> ExplainResult:
+def explain(config: ExplainConfig, progress: Progress = SILENT) -> ExplainResult | Plan:
     """Explain images of a run's split, or loose files, and measure the explanations.
 
     Raises:
@@ -106,8 +105,10 @@ def explain(config: ExplainConfig, progress: Progress = SILENT) -> ExplainResult
     out = Path(config.out) if config.out else run.folder / "explain" / config.method.replace(",", "-")
     if not config.out:
         refuse_links(run.folder, str(out.relative_to(run.folder)))
-    with reading_run(run) as run, _claimed(out, config):
+    with reading_run(run, dry_run=config.dry_run) as run, _claimed(out, config):
         document = _explain(run, out, methods, rule, num, config, progress)
+        if isinstance(document, Plan):
+            return document
         report = write_report(run.folder)
     return ExplainResult(out, report, document, time.monotonic() - started)
 
@@ -120,7 +121,7 @@ def _explain(
     num: int | None,
     config: ExplainConfig,
     progress: Progress,
-) -> dict[str, Any]:
+) -> dict[str, Any] | Plan:
     """Do the work in a claimed folder; return ``explain.json``."""
     device = resolve_device(config.device)
     model, facts = load_checkpoint(run.best, device)
@@ -132,6 +133,11 @@ def _explain(
     dtype = resolve_precision(config.precision, device)
     explainer = Explainer(model, device, dtype, cam_options, config.resamples, progress)
     masks = _find_masks(config, subjects, facts)
+    _check_target(config.target, subjects, facts["classes"])
+    if config.dry_run:
+        explainer.maps(subjects.images[:1], np.zeros(1, dtype=np.int64), methods[0])  # whether there is a map at all
+        stamp = _stamp(facts, data.card if data else None)
+        return plan_explanation(run, model, methods, subjects, masks and len(masks.index), stamp, config, out)
     probs = explainer.probabilities(subjects.images)
     targets = _targets(config.target, subjects, probs, facts["classes"])
     card = data.card if data else None
@@ -152,6 +158,12 @@ def _explain(
     _warn_of_unknown_patients(subjects)
     _write(work, document, tables, masks, out)
     return document
+
+
+def _stamp(facts: dict[str, Any], card: dict[str, Any] | None) -> str:
+    """Return the warning that belongs to every picture, or ""."""
+    synthetic = saw_synthetic(facts)
+    return stamp_of(card["split"]["leaky"], card["drawn"], synthetic) if card else stamp_of(None, False, synthetic)
 
 
 def _write(
@@ -199,7 +211,7 @@ def _check_options(config: ExplainConfig, methods: tuple[str, ...], rule: local.
 @contextlib.contextmanager
 def _claimed(out: Path, config: ExplainConfig) -> Iterator[None]:
     """Take the output folder; what an earlier explanation left stays until this one has something to put there."""
-    with claimed_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out"):
+    with claimed_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out", dry_run=config.dry_run):
         refuse_links(out, PANELS)
         foreign = [name for name in EXPLAINED if (out / name).exists()]
         if foreign and not (out / EXPLANATION).is_file():
@@ -220,18 +232,23 @@ def _find_masks(config: ExplainConfig, subjects: Subjects, facts: dict[str, Any]
     return masks
 
 
+def _check_target(target: str, subjects: Subjects, classes: list[str]) -> None:
+    """Refuse a class to explain that is not known."""
+    if target == "true" and subjects.labels is None:
+        raise UsageError("--target true: loose files have no label", fix="use predicted or a class")
+    if target not in ("predicted", "true", *classes):
+        near = get_close_matches(target, [*classes, "predicted", "true"], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"use predicted, true, {', '.join(classes)}"
+        raise UsageError(f"--target {target}: no such class", fix=hint)
+
+
 def _targets(target: str, subjects: Subjects, probs: np.ndarray, classes: list[str]) -> np.ndarray:
     """Return the class to explain (n,)."""
     if target == "predicted":
         return probs.argmax(axis=1)
     if target == "true":
-        if subjects.labels is None:
-            raise UsageError("--target true: loose files have no label", fix="use predicted or a class")
+        assert subjects.labels is not None  # checked at the start
         return subjects.labels
-    if target not in classes:
-        near = get_close_matches(target, [*classes, "predicted", "true"], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"use predicted, true, {', '.join(classes)}"
-        raise UsageError(f"--target {target}: no such class", fix=hint)
     return np.full(len(subjects), classes.index(target))
 
 

@@ -271,14 +271,34 @@ def _is_number(text: str) -> bool:
     return not text[0].isspace()  # float() passes over white space
 
 
+def existing_parent(path: Path) -> Path:
+    """Return the nearest of a path and the folders above it that is there."""
+    return next(one for one in (path, *path.absolute().parents) if one.exists())
+
+
+def require_writable(path: Path) -> None:
+    """Refuse an output that could not be created, without creating it.
+
+    Raises:
+        UserError: what would have to hold it is a file, or cannot be written.
+    """
+    parent = existing_parent(path)
+    if path == parent and not path.is_dir():
+        parent = path.absolute().parent  # the file itself is replaced
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        reason = "Permission denied" if parent.is_dir() else "Not a directory"
+        raise UserError(f"cannot write {path}: {reason}", fix="choose another --out")
+
+
 @contextlib.contextmanager
-def claimed_folder(folder: Path, *, allowed: bool, hint: str) -> Iterator[None]:
+def claimed_folder(folder: Path, *, allowed: bool, hint: str, dry_run: bool = False) -> Iterator[None]:
     """Create an output folder and hold it until the block ends, or refuse one that already holds something.
 
     Args:
         folder: the folder to write into.
         allowed: whether the user agreed to what is there (``--overwrite`` or ``--resume``).
         hint: what the user can do when the folder is refused.
+        dry_run: only refuse; create and hold nothing.
 
     Raises:
         UserError: the folder is not empty and not allowed, is a file, cannot be created, or another job holds it.
@@ -286,11 +306,17 @@ def claimed_folder(folder: Path, *, allowed: bool, hint: str) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file", fix="choose another --out")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if dry_run:
+            require_writable(folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
         # Before a lock is put into a folder that is none of ours; where there is one, its holder is the better answer.
         _refuse_occupied(folder, allowed=allowed or (folder / LOCK).exists(), hint=hint)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}", fix="choose another --out") from error
+    if dry_run:
+        yield
+        return
     with locked(folder):
         _refuse_occupied(folder, allowed=allowed, hint=hint)
         yield

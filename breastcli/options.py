@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Container
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -13,6 +14,15 @@ from breastcli.files import is_utf8
 
 MAX_WHOLE = 2**63
 MAX_SHOWN = 80  # signs of a value in a message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a command can be told; every value is checked when the configuration is made."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check(field, getattr(self, field.name))
 
 
 def option(

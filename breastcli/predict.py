@@ -15,10 +15,12 @@ from breastcli.data.datasets import DATASETS, Rejection
 from breastcli.data.reading import FileReader, find_files
 from breastcli.errors import UsageError, UserError
 from breastcli.metrics.classification import choose_threshold
+from breastcli.plan import Plan
 from breastcli.progress import SILENT, Progress
 from breastcli.records import Predictions, strings
 from breastcli.system.checkpoint import load_checkpoint
 from breastcli.system.inference import predict_log_probs
+from breastcli.system.planning import plan_prediction
 from breastcli.system.runfolder import find_run
 from breastcli.system.runtime import resolve_device, resolve_precision
 
@@ -55,7 +57,7 @@ class PredictResult:
         }
 
 
-def predict(config: PredictConfig, progress: Progress = SILENT) -> PredictResult:
+def predict(config: PredictConfig, progress: Progress = SILENT) -> PredictResult | Plan:
     """Predict image files or folders with the best checkpoint of a run.
 
     Files are resized and stain-normalised as the run's data set was. Unreadable ones are listed and left out.
@@ -75,6 +77,8 @@ def predict(config: PredictConfig, progress: Progress = SILENT) -> PredictResult
     model, facts = load_checkpoint(run.best, device)
     classes = tuple(facts["classes"])
     threshold = _threshold(config.threshold, len(classes))
+    if config.dry_run:
+        return plan_prediction(run, model, files, config, out)
     reader = FileReader(files, facts["model"]["size_px"], facts["stain"], config.workers)
     progress.begin("predicting", len(files), "images")
     batches = reader.batches(config.batch_size, device, on_file=lambda: progress.advance("predicting"))

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from breastcli import __version__
 from breastcli.config import PrepareConfig
 from breastcli.data.audit import Audit, PreparedRecord
@@ -19,8 +17,8 @@ from breastcli.data.checking import AUDIT, REJECTED, check, refuse_rejected
 from breastcli.data.choosing import Chosen, choose, order_classes, settle
 from breastcli.data.counts import counts_by_side
 from breastcli.data.datasets import DataSet, Rejection, Scan, find_dataset
-from breastcli.data.images import RejectedImageError, read_rgb
 from breastcli.data.imported_split import ImportedSplit, read_split
+from breastcli.data.planning import plan_drawing, plan_preparation
 from breastcli.data.store import (
     CARD,
     EMBEDDINGS,
@@ -31,7 +29,6 @@ from breastcli.data.store import (
     STAINED,
     PreparedData,
     fingerprints,
-    open_array,
     remove_embeddings,
     remove_partial,
     write_manifest,
@@ -40,6 +37,7 @@ from breastcli.errors import LeakError, UsageError, UserError
 from breastcli.files import claimed_folder, read_csv, read_json, refuse_links, sync, write_json
 from breastcli.options import flag_of
 from breastcli.parsing import parse_magnification, parse_ratio
+from breastcli.plan import Plan
 from breastcli.progress import SILENT, Progress
 from breastcli.reporting.pair_sheet import PAIR_SHEET, draw_pairs
 from breastcli.reporting.split_sheet import draw_splits
@@ -56,7 +54,6 @@ LATER_OPTIONS = {
     "import_split": None,
     "import_fold": None,
 }
-REFERENCE_IMAGES = 64  # training images whose median stain is the reference
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ class PrepareResult:
         return {"dataset": self.card, "audit": self.audit.to_json(), "rejected": rejected, "seconds": self.seconds}
 
 
-def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult:
+def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult | Plan:
     """Decode, check, split, stain-normalise and resize a raw data set into a prepared folder, or only audit it.
 
     Stain normalisation follows resizing, so that one small array is read twice instead of the files; the papers do not
@@ -107,11 +104,16 @@ def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult
         raise UserError(f"--audit: {out} is a prepared folder", fix="choose another --out")
     if finished := _find_finished(out, config, adapter):
         return finished
+    if config.dry_run and _must_draw(adapter, raw):
+        with _claimed(out, config):
+            return plan_drawing(raw, out, config)
     root = raw.parent if raw.is_file() else raw
     scan = _scan(adapter, raw, root, out)
     adapter = settle(adapter, scan)
     chosen = choose(scan, adapter, raw, imported, config)
     with _claimed(out, config):
+        if config.dry_run:
+            return plan_preparation(chosen, adapter, parse_ratio(config.split), out, config)
         made = _prepare(chosen, adapter, imported, root, out, config, progress)
     return dataclasses.replace(made, seconds=time.monotonic() - started)
 
@@ -134,7 +136,9 @@ def _prepare(
         raise leak
     rows, reference = checked.rows, None
     if config.stain != "none" and not config.audit:
-        rows, reference = _normalise_stain(rows, checked.array, config, progress)
+        from breastcli.system.staining import normalise_rows  # which needs torch
+
+        rows, reference = normalise_rows(rows, checked.array, config, progress)
     notes = chosen.notes + checked.notes + checked.audit.warnings()
     card = _card(rows, len(checked.rejected), notes, adapter, checked.audit, reference, imported, config)
     if config.audit:
@@ -151,12 +155,19 @@ def _raw_folder(config: PrepareConfig, out: Path, progress: Progress) -> tuple[D
         raise UsageError("prepare needs the raw data set", fix="breastcli prepare RAW, or --dataset sample")
     raw = Path(config.raw if config.raw is not None else f"{out}-raw")
     adapter = find_dataset(config.dataset, raw)
-    if adapter.draw is not None and not adapter.recognises(raw):
-        allowed = config.resume or config.overwrite
-        with claimed_folder(raw, allowed=allowed, hint="choose another folder, or --overwrite"):
+    if _must_draw(adapter, raw):
+        allowed, hint = config.resume or config.overwrite, "choose another folder, or --overwrite"
+        with claimed_folder(raw, allowed=allowed, hint=hint, dry_run=config.dry_run):
+            if config.dry_run:
+                return adapter, raw
             progress.begin("drawing", config.draw, "images")
             adapter.draw(raw, num_images=config.draw, seed=config.seed, on_drawn=lambda: progress.advance("drawing"))
     return adapter, raw
+
+
+def _must_draw(adapter: DataSet, raw: Path) -> bool:
+    """Whether the raw folder is one of images that a program draws, and does not hold them yet."""
+    return adapter.draw is not None and not adapter.recognises(raw)
 
 
 def _settle(config: PrepareConfig, adapter: DataSet, imported: ImportedSplit | None) -> PrepareConfig:
@@ -175,7 +186,8 @@ def _claimed(out: Path, config: PrepareConfig) -> AbstractContextManager[None]:
     ours = not config.audit or (out / PARTIAL).is_dir() or _holds_audit(out)
     hint = "use --resume, --overwrite or another --out" if ours else "use --overwrite or another --out"
     refuse_links(out, PARTIAL, EMBEDDINGS)
-    return claimed_folder(out, allowed=config.overwrite or (config.resume and ours), hint=hint)
+    allowed = config.overwrite or (config.resume and ours)
+    return claimed_folder(out, allowed=allowed, hint=hint, dry_run=config.dry_run)
 
 
 def _holds_audit(folder: Path) -> bool:
@@ -265,63 +277,6 @@ def _leak(findings: Audit, folder: Path, imported: ImportedSplit | None) -> Leak
     if imported and findings.level != "image" and findings.crossing[findings.level]:
         ways += "; a coarser --group-by takes the published split as it is, and says what it leaks"
     return LeakError(f"the split leaks: {findings.leaks[0]}{more}", fix=f"see {folder / AUDIT}{ways}")
-
-
-def _normalise_stain(
-    rows: list[PreparedRecord], array: Path, config: PrepareConfig, progress: Progress
-) -> tuple[list[PreparedRecord], dict[str, Any]]:
-    """Write ``stained.npy`` beside ``array``; return the rows with their fallbacks marked and the reference."""
-    from breastcli.data.stain import normalise_file
-    from breastcli.system.runtime import resolve_device
-
-    device = resolve_device(config.device)
-    reference = _stain_reference(rows, array, config)
-    if config.exact:
-        reference = dataclasses.replace(reference, max_pixels=None)
-    progress.begin("stain", len(rows), "images")
-    fell_back = normalise_file(
-        array,
-        array.with_name(STAINED),
-        len(rows),
-        config.size,
-        reference,
-        device,
-        on_chunk=lambda count: progress.advance("stain", count),
-    )
-    if any(fell_back):
-        logger.warning("%d of %d images show too little tissue to normalise", sum(fell_back), len(rows))
-    marked = [dataclasses.replace(row, stain_fallback=bad) for row, bad in zip(rows, fell_back, strict=True)]
-    return marked, reference.to_json()
-
-
-def _stain_reference(rows: list[PreparedRecord], array: Path, config: PrepareConfig) -> Any:
-    """Return the reference of a given image or of training images; with folds, which leave none, a published one."""
-    import torch
-
-    from breastcli.data.stain import PUBLISHED_MACENKO, fit_reference
-
-    if config.stain_reference != "auto":
-        path = Path(config.stain_reference)
-        if not path.is_file():
-            raise UserError(f"--stain-reference {path}: no such file", fix="give an image file, or auto")
-        try:
-            pixels = np.asarray(read_rgb(path))
-        except RejectedImageError as rejection:
-            raise UserError(f"--stain-reference {path}: {rejection}", fix="give another image") from rejection
-        images = torch.tensor(pixels).permute(2, 0, 1)[None]
-        return fit_reference(images, config.stain, source=path.name)
-    if config.folds is not None:
-        if config.stain == "macenko":
-            return PUBLISHED_MACENKO
-        raise UserError(
-            f"--stain {config.stain} with --folds has no training images of its own: every image is tested once",
-            fix="give --stain-reference FILE, or use macenko (its published reference)",
-        )
-    training = [number for number, row in enumerate(rows) if row.split == "train"]
-    chosen = np.random.default_rng(config.seed).permutation(training)[:REFERENCE_IMAGES]
-    decoded = open_array(array)
-    images = torch.tensor(decoded[np.sort(chosen)]).permute(0, 3, 1, 2)
-    return fit_reference(images, config.stain, source=f"median of {len(chosen)} training images")
 
 
 def _card(

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from breastcli import console
 from breastcli.config import MAGNIFICATIONS
 from breastcli.console import interval, literal, make_table, plain_figure, read_interval
+from breastcli.plan import Plan
 from breastcli.records import Interval, Scores
 from breastcli.show_benchmark import show_benchmark
+from breastcli.show_checks import show_doctor, show_plan
 
 if TYPE_CHECKING:
     from breastcli.data.audit import Audit
@@ -361,4 +363,10 @@ SHOW = {
     "predict": show_predict,
     "benchmark": show_benchmark,
     "report": show_report,
+    "doctor": show_doctor,
 }
+
+
+def show(job: str, result: Any) -> None:
+    """Print what a job returned: its result, or the plan of a dry run."""
+    (show_plan if isinstance(result, Plan) else SHOW[job])(result)

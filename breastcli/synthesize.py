@@ -23,6 +23,7 @@ from breastcli.gan.checkpoint import GENERATOR_SHAPE, TrainedGenerator, load_gen
 from breastcli.gan.conditions import choose_numbers
 from breastcli.gan.features import FeatureNetwork, load_features
 from breastcli.gan.folder import claimed_images, images_folder, made_for, write_synthetic
+from breastcli.gan.planning import plan_assessment, plan_fit, plan_generation
 from breastcli.gan.runs import (
     ASSESSMENT,
     DATA,
@@ -51,6 +52,7 @@ from breastcli.gan.training import (
 )
 from breastcli.launch import num_processes
 from breastcli.locks import locked
+from breastcli.plan import Plan
 from breastcli.progress import SILENT, Progress
 from breastcli.records import stamp_of
 from breastcli.reporting.contact_sheet import contact_sheet
@@ -107,7 +109,7 @@ class SynthesizeResult:
         return values
 
 
-def synthesize(config: SynthesizeConfig, progress: Progress = SILENT) -> SynthesizeResult:
+def synthesize(config: SynthesizeConfig, progress: Progress = SILENT) -> SynthesizeResult | Plan:
     """Fit a GAN, generate with it, or assess it; "all" fits and generates.
 
     Only training rows of one split are learned from; the folder of images says which split that was.
@@ -123,22 +125,25 @@ def synthesize(config: SynthesizeConfig, progress: Progress = SILENT) -> Synthes
     if config.smoke:
         config = dataclasses.replace(config, **SMOKE)
     if config.step == "assess":
-        out, run, document = _assess(config, progress)
-        card = document["dataset"]
-        facts = {"collapse": document["collapse"], "leaky": card["leaky"], "drawn": card["drawn"]}
-        return SynthesizeResult(out, run, [], {}, document, seconds=time.monotonic() - started, **facts)
+        return _assess(config, progress, started)
     if config.step == "fit" and config.run and config.out:
         raise UsageError(f"the run folder is named twice: {config.run} and --out {config.out}", fix="leave one out")
     run = Path(config.run or (config.out if config.step == "fit" else None) or default_run(config))
-    history, out, generated = [], run, {}
+    history: list[dict[str, float]] | Plan = []
+    made: tuple[Path, dict[str, int]] | Plan = (run, {})
     with contextlib.ExitStack() as held:
         if config.step in ("fit", "all"):
             with joined_processes(resolve_device(config.device)) as (processes, device):
                 history = _fit(config, run, processes, device, progress, held)
+            if isinstance(history, Plan):
+                return history
             if not processes.writes:
                 config = dataclasses.replace(config, step="fit")
         if config.step in ("generate", "all"):
-            out, generated = _generate(config, run, progress)
+            made = _generate(config, run, progress)
+            if isinstance(made, Plan):
+                return made
+    out, generated = made
     facts = read_header(run / GENERATOR)
     check_shape(facts, GENERATOR_SHAPE, f"the header of {run / GENERATOR}", "fit again")
     card = facts["dataset"]
@@ -162,7 +167,7 @@ def _fit(
     device: torch.device,
     progress: Progress,
     held: contextlib.ExitStack,
-) -> list[dict[str, float]]:
+) -> list[dict[str, float]] | Plan:
     """Train and keep what ``--resume``, generating and looking need; return the history.
 
     The folder that "all" will generate into is claimed at once, rather than found taken after the fit, and stays in
@@ -176,19 +181,24 @@ def _fit(
     with contextlib.ExitStack() as stack:
         if processes.writes:
             stack.enter_context(claimed_run(out, config, processes.count))
-            stack.enter_context(logging_to(out / LOG))
+            if not config.dry_run:
+                stack.enter_context(logging_to(out / LOG))
         session, facts = start_fit(config, data, processes, device)
+        images = None
         if config.step == "all" and processes.writes:
-            choose_numbers(config.label, config.num, session.conditions, facts["class_counts"])
-            held.enter_context(claimed_images(images_folder(config, facts), overwrite=config.overwrite))
+            numbers = choose_numbers(config.label, config.num, session.conditions, facts["class_counts"])
+            images = images_folder(config, facts), sum(numbers.values())
+            held.enter_context(claimed_images(images[0], overwrite=config.overwrite, dry_run=config.dry_run))
         processes.wait()  # until the folder is claimed
         resuming = config.resume and (out / RESUME).is_file()
-        if not resuming and processes.writes:
+        if not resuming and processes.writes and not config.dry_run:
             remove_gan_results(out)  # of the fit to overwrite, or of one that --resume finds removed in part
         if resuming:
             resume_fit(session, out / RESUME, facts)
-            if processes.writes:
+            if processes.writes and not config.dry_run:
                 _write_tables(session, out)  # which may be a snapshot ahead
+        if config.dry_run:
+            return plan_fit(session, facts, images, out)
         clear = clear_memory_errors(f"--size {config.size}", config.batch_size)
         with _recorded(out, session, facts, data) as info, clear:
             _learn(session, out, facts, progress)
@@ -290,10 +300,10 @@ def _show_progress(session: GanSession, out: Path, facts: dict[str, Any]) -> Non
     write_film(sample_files(out), out / FILM)
 
 
-def _generate(config: SynthesizeConfig, run: Path, progress: Progress) -> tuple[Path, dict[str, int]]:
+def _generate(config: SynthesizeConfig, run: Path, progress: Progress) -> tuple[Path, dict[str, int]] | Plan:
     """Draw images into a prepared folder of training rows; return it and the number of images of each class."""
     with contextlib.ExitStack() as stack:
-        check_given(config, stack.enter_context(reading_gan_run(run)))
+        check_given(config, stack.enter_context(reading_gan_run(run, dry_run=config.dry_run)))
         generator = load_generator(run / GENERATOR, resolve_device(config.device))
         if config.data:
             generator = made_for(generator, PreparedData.open(Path(config.data)))
@@ -301,7 +311,9 @@ def _generate(config: SynthesizeConfig, run: Path, progress: Progress) -> tuple[
         out = images_folder(config, facts)
         numbers = choose_numbers(config.label, config.num, generator.conditions, facts["class_counts"])
         if config.step != "all":  # which has claimed it before the fit
-            stack.enter_context(claimed_images(out, overwrite=config.overwrite))
+            stack.enter_context(claimed_images(out, overwrite=config.overwrite, dry_run=config.dry_run))
+        if config.dry_run:
+            return plan_generation(generator, numbers, run, out)
         require_space(out, sum(numbers.values()) * row_bytes(facts["dataset"]["size_px"]), "or choose another --out")
         if facts["collapse"]:
             logger.warning("%s collapsed in training: %s", run, facts["collapse"])
@@ -329,26 +341,32 @@ def _write_images(
     return write_synthetic(out, generator, drawn, made)
 
 
-def _assess(config: SynthesizeConfig, progress: Progress) -> tuple[Path, Path | None, dict[str, Any]]:
-    """Compare a generator's images, or a folder of them, with real ones; return folder, run and document."""
+def _assess(config: SynthesizeConfig, progress: Progress, started: float) -> SynthesizeResult | Plan:
+    """Compare a generator's images, or a folder of them, with real ones."""
     given = Path(config.run or default_run(config))
     is_folder = (given / MANIFEST).is_file()
     out = Path(config.out or given / "assess")
     device = resolve_device(config.device)
     with contextlib.ExitStack() as stack:
         if is_folder:
-            stack.enter_context(locked(given, shared=True))
+            if not config.dry_run:
+                stack.enter_context(locked(given, shared=True))
             source: Subject | TrainedGenerator = open_folder(given)
         else:
-            check_given(config, stack.enter_context(reading_gan_run(given)))
+            check_given(config, stack.enter_context(reading_gan_run(given, dry_run=config.dry_run)))
             source = load_generator(given / GENERATOR, device)
         data = open_source(config, source.facts)
         network = load_features(config.features, source.facts["dataset"], source.facts["fold"], device)
-        stack.enter_context(claimed_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out"))
+        hint = "use --overwrite or another --out"
+        stack.enter_context(claimed_folder(out, allowed=config.overwrite, hint=hint, dry_run=config.dry_run))
+        if config.dry_run:
+            return plan_assessment(given, data, network.name, config, out)
         document = _measure(given, source, data, network, out, config, progress)
         if not is_folder:
             write_report(given)
-    return out, None if is_folder else given, document
+    run, card = None if is_folder else given, document["dataset"]
+    found = {"collapse": document["collapse"], "leaky": card["leaky"], "drawn": card["drawn"]}
+    return SynthesizeResult(out, run, [], {}, document, seconds=time.monotonic() - started, **found)
 
 
 def _measure(

@@ -24,6 +24,7 @@ from breastcli.files import claimed_folder, names_in, partial_of, refuse_links, 
 from breastcli.models import num_parameters
 from breastcli.models.freezing import unfreeze
 from breastcli.parsing import parse_magnification
+from breastcli.plan import Plan
 from breastcli.progress import SILENT, Progress
 from breastcli.records import stamp_of
 from breastcli.reporting.plots import plot_curves
@@ -33,6 +34,7 @@ from breastcli.shapes import check_shape
 from breastcli.system.checkpoint import RESUME_SHAPE, damaged_resume, load_resume, save_checkpoint, save_resume
 from breastcli.system.distributed import Processes, joined_processes
 from breastcli.system.feeding import EmbeddingFeed
+from breastcli.system.planning import plan_training
 from breastcli.system.runfolder import (
     BEST,
     EXTRA_SHEET,
@@ -57,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 # What may differ when an interrupted run is resumed: everything else would change its history. So would the number of
 # epochs where the learning rate depends on it.
-FREE_ON_RESUME = frozenset({"resume", "overwrite", "out", "device", "workers"})
+FREE_ON_RESUME = frozenset({"resume", "overwrite", "out", "device", "workers", "dry_run"})
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def default_out(config: TrainConfig) -> Path:
     return RUNS / f"{name}{fold}{extra}{'-smoke' if config.smoke else ''}"
 
 
-def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
+def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult | Plan:
     """Train, keeping the best epoch by ``config.monitor``, every epoch's figures, and what ``--resume`` needs.
 
     The test split is not read. On the CPU the same configuration gives the same history bit for bit, also when the run
@@ -129,6 +131,8 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> TrainResult:
         _claimed(out, config) if processes.writes else contextlib.nullcontext(),
     ):
         processes.wait()  # until the folder is claimed
+        if config.dry_run:
+            return plan_training(_start(config, data, out, processes, device, progress)[0], out)
         with logging_to(out / LOG) if processes.writes else contextlib.nullcontext():
             session, best = _run(config, data, out, processes, device, progress)
         processes.wait()  # until everything is written
@@ -149,15 +153,8 @@ def _run(
     config: TrainConfig, data: PreparedData, out: Path, processes: Processes, device: torch.device, progress: Progress
 ) -> tuple[Session, dict[str, float]]:
     """Start or go on, and finish; return the session and the row of the best epoch."""
-    resuming = config.resume and (out / RESUME).is_file()
-    saved = load_resume(out / RESUME, device) if resuming else None
-    if saved is not None:
-        check_shape(saved, RESUME_SHAPE, out / RESUME, "start again with --overwrite")
-    session = start_session(config, data, device, progress, saved, processes)
-    processes.wait()  # until all have read what the run starts or goes on from
-    if saved is not None:
-        _restore(session, saved, out)
-    elif processes.writes:
+    session, resumed = _start(config, data, out, processes, device, progress)
+    if not resumed and processes.writes:
         remove_results(out)  # of the run to overwrite, or of one that --resume finds removed in part
     if not processes.agree(len(session.history)):
         raise UserError(f"the processes do not see the same {out}", fix="choose an --out that all of them share")
@@ -174,6 +171,21 @@ def _run(
         save_checkpoint(out / LAST, session.model, session.options, _facts(session, session.history[-1]))
     write_report(out)
     return session, best
+
+
+def _start(
+    config: TrainConfig, data: PreparedData, out: Path, processes: Processes, device: torch.device, progress: Progress
+) -> tuple[Session, bool]:
+    """Return what the run starts or goes on with, and whether it goes on."""
+    resuming = config.resume and (out / RESUME).is_file()
+    saved = load_resume(out / RESUME, device) if resuming else None
+    if saved is not None:
+        check_shape(saved, RESUME_SHAPE, out / RESUME, "start again with --overwrite")
+    session = start_session(config, data, device, progress, saved, processes)
+    processes.wait()  # until all have read what the run starts or goes on from
+    if saved is not None:
+        _restore(session, saved, out)
+    return session, resuming
 
 
 def _run_facts(session: Session) -> dict[str, Any]:
@@ -208,11 +220,16 @@ def _claimed(out: Path, config: TrainConfig) -> Iterator[None]:
     """Take the run folder: new, to be resumed under the same options, or to be overwritten."""
     only_log = names_in(out) <= {LOG}  # left by a run that could not start
     allowed = config.resume or config.overwrite or only_log
-    with claimed_folder(out, allowed=allowed, hint="use --resume, --overwrite or another --out"):
+    with claimed_folder(
+        out, allowed=allowed, hint="use --resume, --overwrite or another --out", dry_run=config.dry_run
+    ):
         refuse_links(out, "checkpoints")
         if config.resume and (out / RESUME).is_file():
             _check_options(out, config)
-        elif config.overwrite:
+        if config.dry_run:
+            yield
+            return
+        if config.overwrite and not (config.resume and (out / RESUME).is_file()):
             (out / LOG).unlink(missing_ok=True)  # the other results go once the run can start
         for name in TRAINED:  # what a killed run left half-written
             partial_of(out / name).unlink(missing_ok=True)
@@ -328,7 +345,7 @@ def _restore(session: Session, saved: dict[str, Any], out: Path) -> None:
         raise damaged_resume(out / RESUME, error) from error
     session.history.extend(saved["history"])
     session.timing.extend((*row, None)[:4] for row in saved["timing"])  # older runs have no time with validation
-    if session.processes.writes:
+    if session.processes.writes and not session.config.dry_run:
         _write_tables(session, out)  # which may be an epoch ahead
     logger.info("resuming after epoch %d", len(session.history))
 

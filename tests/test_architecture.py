@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "breastcli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-COMMAND_LINE = {"cli", "console", "show", "show_benchmark", "__main__"}
+COMMAND_LINE = {"cli", "completion", "console", "hints", "show", "show_benchmark", "show_checks", "__main__"}
 # Imports point down: a module may import its own layer's package and lower layers only.
 LAYERS = {
     **dict.fromkeys(
@@ -26,6 +26,7 @@ LAYERS = {
             "files",
             "progress",
             "shapes",
+            "plan",
             "launch",
             "locks",
             "__init__",
@@ -35,7 +36,9 @@ LAYERS = {
     **dict.fromkeys(("data", "models", "losses"), 1),
     **dict.fromkeys(("system", "metrics", "cams", "gan"), 2),
     **dict.fromkeys(("reporting", "benchmarks"), 3),
-    **dict.fromkeys(("prepare", "synthesize", "train", "evaluate", "explain", "benchmark", "predict", "report"), 4),
+    **dict.fromkeys(
+        ("prepare", "synthesize", "train", "evaluate", "explain", "benchmark", "predict", "report", "doctor"), 4
+    ),
     **dict.fromkeys(COMMAND_LINE, 5),
 }
 JOBS = {name for name, layer in LAYERS.items() if layer == 4}
@@ -63,7 +66,7 @@ def imported_parts(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path: Path) -> None:
     own = part_of(path)
-    typing_only = JOBS if own in ("show", "show_benchmark") else set()
+    typing_only = JOBS if own in ("hints", "show", "show_benchmark", "show_checks") else set()
     for other in imported_parts(path) - {own} - typing_only:
         assert LAYERS[other] < LAYERS[own] or (LAYERS[own] in (0, 1, 2, 5) and LAYERS[other] == LAYERS[own])
         assert not (own in JOBS and other in JOBS), f"job {own} imports job {other}"
@@ -136,7 +139,15 @@ def test_no_file_can_run_code() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["train", "--help"], ["synthesize", "--help"], ["--version"], ["train", "--print-config"]]
+    "words",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["synthesize", "--help"],
+        ["doctor", "--help"],
+        ["--version"],
+        ["train", "--print-config"],
+    ],
 )
 def test_help_imports_no_torch(words: list[str]) -> None:
     code = (

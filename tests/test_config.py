@@ -51,7 +51,7 @@ def test_bad_values_are_refused_with_their_flag(kind: type, values: dict, messag
 @pytest.mark.parametrize("kind", JOBS.values(), ids=JOBS)
 def test_yaml_round_trip(kind: type, tmp_path: Path) -> None:
     job = next(name for name, one in JOBS.items() if one is kind)
-    config = kind(seed=5)
+    config = kind(device="cuda:5")
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert resolve(kind, read_section(tmp_path / "config.yaml", job), {}) == config
 

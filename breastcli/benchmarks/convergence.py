@@ -81,7 +81,7 @@ class Protocol:
         """Return a JSON-safe dictionary."""
         card = self.data.card
         device = resolve_device(self.train.device)
-        own = ("arch", "out", "resume", "overwrite")
+        own = ("arch", "out", "resume", "overwrite", "dry_run")
         return {
             **{
                 name: card[name] for name in ("title", "name", "classes", "size_px", "fingerprint", "split_fingerprint")
@@ -141,15 +141,14 @@ class Convergence:
     problem: str = ""
 
 
-def start_protocol(config: BenchmarkConfig, out: Path) -> Protocol:
-    """Settle what every network is trained under and check it; draw the images where there are none.
+def settle_protocol(config: BenchmarkConfig, out: Path) -> tuple[TrainConfig, bool]:
+    """Return what every network is trained under, and whether its images must be drawn first.
 
     Flags of the benchmark (device, seed, precision and workers where they are not the default) win over the file of
     ``--protocol``, which wins over the defaults of ``train``.
 
     Raises:
         UsageError: the file cannot be used, or an option that cannot be accepted.
-        UserError: the images cannot be used.
     """
     section = read_section(Path(config.protocol), "train", "--protocol") if config.protocol else {}
     if config.protocol and not section:
@@ -164,15 +163,37 @@ def start_protocol(config: BenchmarkConfig, out: Path) -> Protocol:
     defaults = {one.name: one.default for one in dataclasses.fields(JobConfig)}
     given = {name: getattr(config, name) for name in COMMON if getattr(config, name) != defaults[name]}
     given |= {name: getattr(config, name) for name in OVERRIDES}
-    train = dataclasses.replace(resolve(TrainConfig, section, given), out=None, resume=False, overwrite=False)
+    settled = {"out": None, "resume": False, "overwrite": False, "dry_run": False}
+    train = dataclasses.replace(resolve(TrainConfig, section, given), **settled)
     train = dataclasses.replace(train, cache_embeddings="off")  # a frozen trunk's work is timed like all others'
     if train.init_from == "latest":
         raise UsageError("--init-from latest: may be another run for each network", fix="name the run")
+    return train, drawn and not (config.resume and (folder / SAMPLE / MANIFEST).is_file())
+
+
+def count_images(data: PreparedData, train: TrainConfig) -> dict[str, int]:
+    """Return the number of images of each split that a protocol takes.
+
+    Raises:
+        UserError: there are none.
+    """
     magnification = parse_magnification(train.mag)
-    if drawn and not (config.resume and (folder / SAMPLE / MANIFEST).is_file()):
+    return {split: len(data.select(split, fold=train.fold, magnification=magnification)) for split in SPLITS}
+
+
+def start_protocol(config: BenchmarkConfig, out: Path) -> Protocol:
+    """Settle what every network is trained under and check it; draw the images where there are none.
+
+    Raises:
+        UsageError: the file cannot be used, or an option that cannot be accepted.
+        UserError: the images cannot be used.
+    """
+    train, must_draw = settle_protocol(config, out)
+    folder = out / FOLDER
+    if must_draw:
         _draw(folder / SAMPLE, config.seed)
     data = PreparedData.open(Path(train.data))
-    num_images = {split: len(data.select(split, fold=train.fold, magnification=magnification)) for split in SPLITS}
+    num_images = count_images(data, train)
     write_text(folder / PROTOCOL, to_yaml(train))
     flags = tuple(f"--{name}" for name in ("resume", "overwrite") if getattr(config, name))
     return Protocol(train, folder, data, num_images, flags)

@@ -161,7 +161,21 @@ def _divide(
 ) -> list[PreparedRecord]:
     if not decoded:
         raise UserError("no file could be used", fix=f"see {partial / REJECTED}")
-    records = [record for record, _ in decoded]
+    splits, folds = place_images([record for record, _ in decoded], ratio, chosen, config)
+    return [
+        PreparedRecord(record, split, fold, one.width_px, one.height_px, one.pixel_hash)
+        for (record, one), split, fold in zip(decoded, splits, folds, strict=True)
+    ]
+
+
+def place_images(
+    records: list[ImageRecord], ratio: tuple[int, int, int], chosen: Chosen, config: PrepareConfig
+) -> tuple[list[str], list[int | None]]:
+    """Return the split of each image ("" where there are folds), and its fold (None where there is one split).
+
+    Raises:
+        UserError: the images cannot be divided as asked.
+    """
     folds: list[int | None] = [None] * len(records)
     splits = [""] * len(records)
     if chosen.sides is not None:
@@ -174,7 +188,4 @@ def _divide(
         folds = list(fold_records(records, config.folds, chosen.level, config.seed))
     else:
         splits = split_records(records, ratio, chosen.level, config.seed)
-    return [
-        PreparedRecord(record, split, fold, one.width_px, one.height_px, one.pixel_hash)
-        for (record, one), split, fold in zip(decoded, splits, folds, strict=True)
-    ]
+    return splits, folds

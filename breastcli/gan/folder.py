@@ -39,7 +39,7 @@ SOURCE_KEYS = ("name", "title", "fingerprint", "split_fingerprint", "task", "sta
 CHUNK = 64
 
 
-def claimed_images(out: Path, *, overwrite: bool) -> AbstractContextManager[None]:
+def claimed_images(out: Path, *, overwrite: bool, dry_run: bool = False) -> AbstractContextManager[None]:
     """Take the folder for the images until the block ends; one that holds real images is never taken.
 
     Raises:
@@ -53,7 +53,7 @@ def claimed_images(out: Path, *, overwrite: bool) -> AbstractContextManager[None
         if not card.get("synthetic"):
             raise UserError(f"{out} holds real images", fix="choose another --out")
     refuse_links(out, "assess", EMBEDDINGS)
-    return claimed_folder(out, allowed=overwrite, hint="use --overwrite or another --out")
+    return claimed_folder(out, allowed=overwrite, hint="use --overwrite or another --out", dry_run=dry_run)
 
 
 def images_folder(config: SynthesizeConfig, facts: dict[str, Any]) -> Path:

@@ -41,7 +41,7 @@ WRITTEN = (  # first what --resume goes on from
 )
 # What may differ when an interrupted fit is resumed: everything else would change its history.
 OF_THE_FIT = ("mag", "fold", "classes", "condition", "size", "width", "objective", "kimg")
-FREE_ON_RESUME = {"step", "run", "out", "device", "workers", "overwrite", "resume", "kimg", "on_collapse"}
+FREE_ON_RESUME = {"dry_run", "step", "run", "out", "device", "workers", "overwrite", "resume", "kimg", "on_collapse"}
 FREE_ON_RESUME |= {"label", "num", "truncation", "features", "draws"}  # of the other steps
 
 
@@ -78,14 +78,14 @@ def find_gan_run(folder: Path) -> GanRun:
 
 
 @contextlib.contextmanager
-def reading_gan_run(folder: Path) -> Iterator[GanRun]:
-    """Keep the run folder of a GAN from being fitted on or overwritten until the block ends.
+def reading_gan_run(folder: Path, *, dry_run: bool = False) -> Iterator[GanRun]:
+    """Keep the run folder of a GAN from being fitted on or overwritten until the block ends; not in a dry run.
 
     Raises:
         UserError: there is none, or it is being fitted.
     """
     find_gan_run(folder)
-    with locked(folder, shared=True):
+    with contextlib.nullcontext() if dry_run else locked(folder, shared=True):
         yield find_gan_run(folder)
 
 
@@ -119,11 +119,16 @@ def claimed_run(out: Path, config: SynthesizeConfig, num_processes: int = 1) -> 
             raise UserError(f"{out} is a run of {info['command']}", fix="choose another folder")
     only_log = names_in(out) <= {LOG}  # left by a run that could not start
     allowed = config.resume or config.overwrite or only_log
-    with claimed_folder(out, allowed=allowed, hint="use --resume, --overwrite or another folder"):
+    with claimed_folder(
+        out, allowed=allowed, hint="use --resume, --overwrite or another folder", dry_run=config.dry_run
+    ):
         refuse_links(out, "checkpoints", SAMPLES, "assess")
         if config.resume and (out / RESUME).is_file():
             _check_options(find_gan_run(out), config, num_processes)
-        elif config.overwrite:
+        if config.dry_run:
+            yield
+            return
+        if config.overwrite and not (config.resume and (out / RESUME).is_file()):
             (out / LOG).unlink(missing_ok=True)  # the other results go once the fit can start
         for name in WRITTEN:  # what a killed fit left half-written
             partial_of(out / name).unlink(missing_ok=True)

@@ -141,6 +141,7 @@ class Architecture:
         remark: why our count differs, or what else a reader should know.
         size_px: side of the images that its publication used.
         multiple_px: sizes must be multiples of this.
+        without_weights: why no published weights fit it, or "".
     """
 
     build: Callable[[ModelOptions, bool], Classifier]
@@ -149,6 +150,7 @@ class Architecture:
     remark: str = ""
     size_px: int = 224
     multiple_px: int = 1
+    without_weights: str = ""
 
 
 ARCHITECTURES: Registry[Architecture] = Registry("architecture", "breastcli.models")
@@ -161,6 +163,8 @@ def build_model(options: ModelOptions, *, pretrained: bool = False) -> Classifie
         UsageError: no such architecture; the nearest one is named.
         UserError: the weights cannot be downloaded, or the network cannot take images of this size.
     """
+    if pretrained:
+        require_published(options.arch)
     try:
         model = find_builder(options.arch)(options, pretrained)
         if options.native_scaling:
@@ -173,6 +177,17 @@ def build_model(options: ModelOptions, *, pretrained: bool = False) -> Classifie
         ) from error
     assert logits.shape == (1, options.num_classes), f"{options.arch} gives {tuple(logits.shape)}"
     return model
+
+
+def require_published(arch: str) -> None:
+    """Refuse ``--pretrained`` for a network of the registry that nobody published weights of.
+
+    Raises:
+        UserError: it is one.
+    """
+    reason = ARCHITECTURES.get(arch).without_weights if arch in ARCHITECTURES.names() else ""
+    if reason:
+        raise UserError(f"--pretrained: {arch} has none, {reason}", fix="leave --pretrained out")
 
 
 def find_builder(arch: str) -> Callable[[ModelOptions, bool], Classifier]:

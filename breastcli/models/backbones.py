@@ -294,12 +294,11 @@ def _register(name: str, row: Row) -> None:
     library, _, network = row.door.partition("/")
 
     def build(options: ModelOptions, pretrained: bool) -> Classifier:
-        if pretrained and row.without_weights:
-            raise UserError(f"--pretrained: {name} has none, {row.without_weights}", fix="leave --pretrained out")
         check_multiple(options, row.multiple_px)
         return LIBRARIES[f"{library}/"](network, replace(options, settings=row.settings), pretrained)
 
-    entry = Architecture(build, row.source, row.published, row.remark, row.size_px, row.multiple_px)
+    facts = (row.source, row.published, row.remark, row.size_px, row.multiple_px, row.without_weights)
+    entry = Architecture(build, *facts)
     ARCHITECTURES.register(name)(entry)
 
 

@@ -102,14 +102,23 @@ def write_weights(path: Path, network: nn.Module, known: dict[str, Any]) -> None
     write_json(path.with_suffix(".json"), known)
 
 
+def require_checkpoint(path: Path) -> None:
+    """Refuse a run that has no weights yet.
+
+    Raises:
+        UserError: the file is missing.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint", fix="finish or --resume the training first")
+
+
 def load_checkpoint(path: Path, device: torch.device) -> tuple[Classifier, dict[str, Any]]:
     """Build the network of a checkpoint and load its weights.
 
     Raises:
         UserError: the file is missing, damaged or was not written by breastcli.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint", fix="finish or --resume the training first")
+    require_checkpoint(path)
     try:
         with safe_open(path, framework="pt") as file:  # once, because a training may replace it at any time
             metadata = (file.metadata() or {}).get(METADATA_KEY)

@@ -17,6 +17,7 @@ from breastcli.errors import UserError
 from breastcli.files import read_json
 from breastcli.records import Predictions
 from breastcli.shapes import check_shape
+from breastcli.system.checkpoint import require_checkpoint
 from breastcli.system.runfolder import BEST, METRICS, PREDICTIONS, Run
 
 READ_AT_ONCE = 1 << 20  # bytes of a file that is hashed
@@ -28,8 +29,7 @@ def hash_weights(run: Run) -> str:
     Raises:
         UserError: the run has no checkpoint yet.
     """
-    if not run.best.is_file():
-        raise UserError(f"{run.best}: no such checkpoint", fix="finish or --resume the training first")
+    require_checkpoint(run.best)
     return _hash_of(run.best)
 
 

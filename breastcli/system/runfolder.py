@@ -118,13 +118,15 @@ def read_info(folder: Path, command: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def reading_run(run: Run) -> Iterator[Run]:
+def reading_run(run: Run, *, dry_run: bool = False) -> Iterator[Run]:
     """Keep a run from being trained on or overwritten until the block ends; yield it as it is then.
+
+    A dry run leaves no lock.
 
     Raises:
         UserError: it is being trained.
     """
-    with locked(run.folder, shared=True):
+    with contextlib.nullcontext() if dry_run else locked(run.folder, shared=True):
         yield find_run(str(run.folder))
 
 

@@ -14,7 +14,7 @@ from breastcli.data.augment import POLICIES
 from breastcli.data.store import PreparedData
 from breastcli.errors import UsageError, UserError
 from breastcli.losses import LOSSES, Loss, class_weights_of, log_prior_of, make_loss, margin_and_scale
-from breastcli.models import Classifier, ModelOptions, build_model, num_parameters
+from breastcli.models import Classifier, ModelOptions, build_model, num_parameters, require_published
 from breastcli.models.backbones import LIBRARIES
 from breastcli.models.foundation import complete
 from breastcli.models.freezing import freeze
@@ -94,7 +94,9 @@ def _build(
     """Return the network with the weights to start or go on from, its options, and what it was trained on before."""
     if saved is None:
         options = complete(_model_options(config, data))
-        model = build_model(options, pretrained=config.pretrained)
+        if config.pretrained:
+            require_published(config.arch)
+        model = build_model(options, pretrained=config.pretrained and not config.dry_run)  # which would be downloaded
         return model, options, load_start(model, config, data.card)
     try:
         options = described_options(saved["options"])
@@ -220,9 +222,11 @@ def _make_feed(
     pays = saved["cached"] if saved else pays
     if views is None or not (fits and pays):
         return ImageFeed(data, policy, device, dtype, config.batch_size, config.workers, processes)
+    logger.info("only the head learns: each image is embedded once in %d positions", len(views))
+    if config.dry_run:  # embeddings are written
+        return ImageFeed(data, policy, device, dtype, config.batch_size, config.workers, processes)
     every = np.concatenate([rows["train"], rows["val"]])
     progress.begin("embeddings", len(every) * len(views), "images")
-    logger.info("only the head learns: each image is embedded once in %d positions", len(views))
     table = embed_rows(
         model,
         options,

@@ -99,6 +99,12 @@ def check_shares(session: Session) -> None:
         raise UsageError(problem, fix="start fewer, or raise --batch-size")
 
 
+def num_batches(session: Session) -> int:
+    """Return the number of steps of an epoch."""
+    rows, _ = _order(session.data.labels, session.rows["train"], session.config, 1)
+    return len(make_batches(rows, session.config.batch_size))
+
+
 def train_epoch(session: Session, model: nn.Module, epoch: int) -> tuple[float, int]:
     """Take one pass over the training images; return the mean loss, and how many images were shown, repeats included.
 
