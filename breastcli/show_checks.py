@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from breastcli import console
 from breastcli.console import escape, make_table
 from breastcli.plan import Plan
+from breastcli.records import DRAWN
 
 if TYPE_CHECKING:
     from breastcli.doctor import DoctorResult
@@ -19,7 +20,8 @@ STATES = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "failed": 
 def show_plan(plan: Plan) -> None:
     """Print what a job would do."""
     if plan.stamp:
-        console.OUT.print(f"[bold red]{escape(plan.stamp)}[/bold red]")
+        colour = "yellow" if plan.stamp == DRAWN else "red"
+        console.OUT.print(f"[bold {colour}]{escape(plan.stamp)}[/bold {colour}]")
     table = make_table(f"{plan.job} would do this; nothing was written", ["", ""])
     table.columns[1].justify = "left"
     for name, value in plan.facts.items():

@@ -129,8 +129,7 @@ def synthesize(config: SynthesizeConfig, progress: Progress = SILENT) -> Synthes
     if config.step == "fit" and config.run and config.out:
         raise UsageError(f"the run folder is named twice: {config.run} and --out {config.out}", fix="leave one out")
     run = Path(config.run or (config.out if config.step == "fit" else None) or default_run(config))
-    history: list[dict[str, float]] | Plan = []
-    made: tuple[Path, dict[str, int]] | Plan = (run, {})
+    history, made = [], (run, {})
     with contextlib.ExitStack() as held:
         if config.step in ("fit", "all"):
             with joined_processes(resolve_device(config.device)) as (processes, device):

@@ -131,6 +131,17 @@ def test_every_data_set_that_has_a_citation_is_in_the_citation_file() -> None:
             assert any(title in citation for title in titles), f"{name} is not cited"
 
 
+@pytest.mark.parametrize("picture", sorted(DOCS.glob("*.svg")), ids=lambda path: path.stem)
+def test_pictures_of_the_terminal_are_text(picture: Path) -> None:
+    text = picture.read_text(encoding="utf-8")
+    assert len(text) < 200_000
+    assert "<image" not in text
+    assert not re.search(r"url\([\"']?https?:|@import", text)  # a viewer fetches nothing
+    assert "drawn by a program" in text.replace("&#160;", " ")
+    pages = [REPOSITORY / "README.md", *DOCS.glob("*.md")]
+    assert any(picture.name in page.read_text(encoding="utf-8") for page in pages)
+
+
 def test_the_changelog_knows_this_version() -> None:
     text = (DOCS / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.findall(r"^## \[(.+?)\]", text, re.MULTILINE)[:2] == ["Unreleased", breastcli.__version__]

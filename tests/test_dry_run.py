@@ -203,10 +203,10 @@ def test_explain_counts_images_and_masks(
     plan_of: Callable, tiny_config: TrainConfig, own_run: Path, raw: Path, tmp_path: Path
 ) -> None:
     prepare(PrepareConfig(raw=str(raw), out="data", size=64))
-    train(dataclasses.replace(tiny_config, data="data", out="run", epochs=1))
+    train(dataclasses.replace(tiny_config, data="data", out="at_64", epochs=1))
     config = ExplainConfig(run=str(own_run), num="6", masks=str(raw / "masks"), method="gradcam,eigencam", **CPU)
     assert "a single cell" in str(refused(explain, config))
-    config = dataclasses.replace(config, run="run")
+    config = dataclasses.replace(config, run="at_64")
     plan = plan_of(explain, config)
     assert (plan.facts["images"], plan.facts["masks"]) == (6, 6)
     assert plan.facts["methods"] == ["gradcam", "eigencam"]

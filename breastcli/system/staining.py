@@ -14,7 +14,7 @@ from breastcli.config import PrepareConfig
 from breastcli.data.audit import PreparedRecord
 from breastcli.data.images import RejectedImageError, read_rgb
 from breastcli.data.stain import PUBLISHED_MACENKO, StainReference, fit_reference, normalise_file
-from breastcli.data.store import STAINED
+from breastcli.data.store import STAINED, open_array
 from breastcli.errors import UserError
 from breastcli.progress import Progress
 from breastcli.system.runtime import resolve_device
