@@ -38,7 +38,7 @@ SUMMARIES = {
     "doctor": "Look at the installation, the machine and the folders, and say what is missing.",
 }
 PATIENCE_S = 5.0  # in which a job that was told to stop is not told again
-SHARED = ("synthesize", "train")  # jobs that several processes of torchrun can share
+SHARED = ("synthesize", "train", "evaluate")  # jobs that several processes of torchrun can share
 COMMON_PANEL = "Common options"
 # Options of the command line itself, not of the job.
 CLI_ONLY: dict[str, tuple[Any, Any, str]] = {

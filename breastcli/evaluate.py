@@ -20,6 +20,7 @@ from breastcli.configfile import to_document
 from breastcli.data.store import PreparedData
 from breastcli.errors import UsageError
 from breastcli.files import claimed_folder, refuse_links, write_json
+from breastcli.launch import num_processes
 from breastcli.metrics.calibration import describe_calibration, fit_temperature, is_at_bound, temper
 from breastcli.metrics.classification import (
     PatientScores,
@@ -42,6 +43,7 @@ from breastcli.reporting.report import write_report
 from breastcli.reporting.stress import write_stress
 from breastcli.system.checkpoint import load_checkpoint, read_facts
 from breastcli.system.comparing import ComparisonResult, compare_folders, find_sides, is_evaluated
+from breastcli.system.distributed import Processes, joined_processes
 from breastcli.system.inference import Predictor
 from breastcli.system.planning import plan_comparison, plan_evaluation
 from breastcli.system.reuse import describe_predictions, find_predictions, hash_weights, prediction_key
@@ -119,7 +121,7 @@ class _Evaluated:
     stressed: list[Stressed]
 
 
-def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateResult | ComparisonResult | Plan:
+def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateResult | ComparisonResult | Plan | None:
     """Predict the held-out images of one run, or of the folds of a cross-validation, and score them.
 
     Several runs are pooled: every image is predicted once, by the run that did not train on it, and the figures of the
@@ -128,11 +130,15 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
 
     With ``compare`` the two folders' evaluations are set beside each other; a run without one is evaluated first.
 
+    Several processes of torchrun share the images; the first scores and writes, the others return None.
+
     Raises:
         UsageError: an option that cannot be accepted.
-        UserError: a run, its data or the output folder cannot be used.
+        UserError: a run, its data or the output folder cannot be used, or there are more processes than images.
     """
     started = time.monotonic()
+    if config.compare and num_processes() > 1:
+        raise UsageError("--compare runs in one process", fix="start it without torchrun")
     if config.compare:
         return _compare(config, progress, started)
     runs = _find_runs(config)
@@ -142,14 +148,18 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
         refuse_links(root, f"evaluate/{config.split}")
     hint = "use --overwrite or another --out"
     with contextlib.ExitStack() as stack:
+        processes, device = stack.enter_context(joined_processes(resolve_device(config.device)))
         runs = [stack.enter_context(reading_run(run, dry_run=config.dry_run)) for run in runs]
-        stack.enter_context(claimed_folder(out, allowed=config.overwrite, hint=hint, dry_run=config.dry_run))
+        if processes.writes:
+            stack.enter_context(claimed_folder(out, allowed=config.overwrite, hint=hint, dry_run=config.dry_run))
+        processes.wait()  # until the folder is claimed
         chosen = [choose_rows(run, config) for run in runs]
         refuse_overlap(runs, chosen)
         if config.dry_run:
             return plan_evaluation(runs, chosen, config, out)
-        parts = [_evaluate_run(run, *one, config, progress) for run, one in zip(runs, chosen, strict=True)]
-        return _score(parts, runs, root, out, config, started)
+        shared = (config, processes, device, progress)
+        parts = [_evaluate_run(run, *one, *shared) for run, one in zip(runs, chosen, strict=True)]
+        return _score(parts, runs, root, out, config, started) if processes.writes else None
 
 
 def _score(
@@ -237,9 +247,14 @@ def _root(runs: list[Run]) -> Path:
 
 
 def _evaluate_run(
-    run: Run, data: PreparedData, rows: np.ndarray, config: EvaluateConfig, progress: Progress
+    run: Run,
+    data: PreparedData,
+    rows: np.ndarray,
+    config: EvaluateConfig,
+    processes: Processes,
+    device: torch.device,
+    progress: Progress,
 ) -> _Evaluated:
-    device = resolve_device(config.device)
     dtype = resolve_precision(config.precision, device)
     records = [data.rows[row].record for row in rows]
     ids = strings(record.image_id for record in records)
@@ -247,9 +262,11 @@ def _evaluate_run(
     key = prediction_key(weights, data, ids, tta=config.tta, calibrate=config.calibrate, dtype=dtype, device=device)
     only_scores = not config.embedding and not config.stress and not _needs_validation(config)
     earlier = find_predictions(run, config.split, key, ids) if only_scores else None
+    if not processes.agree(earlier is None):
+        earlier = None
     model, facts = (None, read_facts(run.best)) if earlier else load_checkpoint(run.best, device)
     assert facts is not None  # what cannot be read has no earlier predictions, and is not loaded
-    settings = (device, dtype, config.tta, config.batch_size, config.workers, progress)
+    settings = (device, dtype, config.tta, config.batch_size, config.workers, progress, processes)
     predictor = None if model is None else Predictor(model, data, *settings)
     kept: list[torch.Tensor] = []
     if earlier is not None:
@@ -267,7 +284,7 @@ def _evaluate_run(
     predictions = Predictions(ids, data.classes, probs, decide(probs, threshold), data.labels[rows], columns)
     asked = (predictor, rows, f"{run.folder.name} {config.split}", predictions, temperature, threshold)
     stressed = predict_stressed(*asked) if config.stress else []
-    embeddings = torch.cat(kept).numpy() if kept else np.zeros((len(rows), 0), dtype=np.float32)
+    embeddings = processes.gather(torch.cat(kept), len(rows)).numpy() if kept else np.zeros((len(rows), 0), np.float32)
     epoch, synthetic = int(facts["epoch"]), saw_synthetic(facts)
     fitted = (uncalibrated, temperature, threshold)
     return _Evaluated(run, data, predictions, *fitted, epoch, synthetic, embeddings, weights, key, stressed)

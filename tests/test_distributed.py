@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +20,19 @@ import pytest
 import torch
 
 from breastcli.cli import _speaks
-from breastcli.config import TrainConfig
+from breastcli.config import EvaluateConfig, TrainConfig
 from breastcli.configfile import to_yaml
 from breastcli.data.augment import POLICIES
 from breastcli.data.store import PreparedData
 from breastcli.errors import UserError
+from breastcli.evaluate import evaluate
 from breastcli.launch import num_processes
 from breastcli.progress import SILENT
-from breastcli.system.checkpoint import load_resume
+from breastcli.records import Predictions
+from breastcli.system.checkpoint import load_checkpoint, load_resume
 from breastcli.system.distributed import Processes, joined_processes
 from breastcli.system.feeding import ImageFeed
+from breastcli.system.inference import Predictor
 from breastcli.system.runfolder import RESUME
 from breastcli.system.session import start_session
 from breastcli.train import train
@@ -43,17 +50,26 @@ def config(tiny_config: TrainConfig) -> TrainConfig:
     )
 
 
-def torchrun(count: int, config: TrainConfig, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    (folder / "config.yaml").write_text(to_yaml(config))
+def launch(count: int, *words: str, folder: Path) -> subprocess.Popen[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    return subprocess.run(
-        [*launcher, "-m", "breastcli", "train", "--config", "config.yaml", *words],
+    return subprocess.Popen(
+        [*launcher, "-m", "breastcli", *words],
         cwd=folder,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+
+
+def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    printed, said = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, printed, said)
+
+
+def torchrun(count: int, config: TrainConfig, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    (folder / "config.yaml").write_text(to_yaml(config))
+    return finish(launch(count, "train", "--config", "config.yaml", *words, folder=folder))
 
 
 def history_of(folder: Path) -> list[dict[str, float]]:
@@ -103,6 +119,87 @@ def test_several_processes_go_on_where_one_stopped(config: TrainConfig, tmp_path
     done = torchrun(2, part, "--resume", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert_same(history_of(tmp_path / "part"), train(whole).history)
+
+
+def test_a_process_that_dies_ends_the_run_which_another_number_goes_on_with(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    whole = dataclasses.replace(config, out=str(tmp_path / "whole"), epochs=12)
+    part = dataclasses.replace(whole, out=str(tmp_path / "part"))
+    (tmp_path / "config.yaml").write_text(to_yaml(part))
+    process = launch(2, "train", "--config", "config.yaml", folder=tmp_path)
+    begun = time.monotonic()
+    while not (tmp_path / "part" / RESUME).is_file():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() - begun < 200
+        time.sleep(0.05)
+    ranks = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            told = dict(one.split("=", 1) for one in (folder / "environ").read_text().split("\0") if "=" in one)
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process.pid and "RANK" in told:
+                ranks[told["RANK"]] = int(folder.name)
+    os.kill(ranks["1"], signal.SIGKILL)
+    done = finish(process)
+    assert done.returncode != 0
+    assert "breastcli/train.py" not in done.stderr  # the launcher shows its own traceback, we none
+    assert "another process of this run stopped" in done.stderr or "terminated" in done.stderr
+    assert 1 <= len(history_of(tmp_path / "part")) < 12
+    done = torchrun(3, part, "--resume", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same(history_of(tmp_path / "part")[:3], train(dataclasses.replace(whole, epochs=3)).history)
+    assert len(history_of(tmp_path / "part")) == 12
+
+
+def numbers_in(value: object) -> Iterator[float]:
+    """Yield every number of figures, in order."""
+    if isinstance(value, dict):
+        value = [one for name, one in value.items() if name not in ("predictions", "config")]
+    if isinstance(value, list):
+        for one in value:
+            yield from numbers_in(one)
+    elif isinstance(value, (int, float)):
+        yield float(value)
+
+
+def test_three_processes_evaluate_like_one(own_run: Path, tmp_path: Path) -> None:
+    """With shares of unequal size, everything that is fitted or gathered, and no image counted twice."""
+    asked = ("evaluate", "run", "--device", "cpu", "--precision", "fp32", "--resamples", "100", "--workers", "1")
+    asked += ("--calibrate", "--threshold", "val-youden", "--embedding", "--stress", "--batch-size", "3")
+    evaluate(
+        EvaluateConfig(
+            runs=(str(own_run),), out=str(tmp_path / "alone"), device="cpu", precision="fp32", resamples=100,
+            calibrate=True, threshold="val-youden", embedding=True, stress=True, workers=1,
+        )
+    )  # fmt: skip
+    done = finish(launch(3, *asked, "--out", "three", "--json", folder=tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stdout.splitlines() if line.startswith("{")]) == 1
+    alone, three = (Predictions.from_csv(tmp_path / name / "predictions.csv") for name in ("alone", "three"))
+    assert len(alone) % 3 != 0
+    assert list(three.image_ids) == list(alone.image_ids)
+    np.testing.assert_allclose(three.probs, alone.probs, rtol=0, atol=SAME)
+    found, expected = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("three", "alone"))
+    assert list(numbers_in(found)) == pytest.approx(list(numbers_in(expected)), rel=1e-4, abs=1e-4)
+    assert found["image"]["confusion"] == expected["image"]["confusion"]
+    assert found["stress"] is not None
+
+
+def test_evaluation_takes_predictions_again_and_refuses_too_many(own_run: Path, tmp_path: Path) -> None:
+    asked = ("evaluate", "run", "--device", "cpu", "--resamples", "100", "--overwrite", "--workers", "1")
+    first = finish(launch(2, *asked, folder=tmp_path))
+    assert first.returncode == 0, first.stderr
+    before = (own_run / "evaluate/test/predictions.csv").read_bytes()
+    again = finish(launch(2, *asked, folder=tmp_path))
+    assert again.returncode == 0, again.stderr
+    assert "predictions of the earlier evaluation are taken again" in again.stderr
+    assert (own_run / "evaluate/test/predictions.csv").read_bytes() == before
+    data = PreparedData.open(Path(json.loads((own_run / "run.json").read_text())["data"]))
+    model, _ = load_checkpoint(own_run / "checkpoints/best.safetensors", CPU)
+    predictor = Predictor(model, data, CPU, torch.float32, "none", 4, 1, SILENT, Processes(0, 4))
+    with pytest.raises(UserError, match="4 processes cannot share the 3 images of val: start fewer"):
+        predictor(data.select("val")[:3], "val")
 
 
 @pytest.mark.parametrize(
@@ -190,11 +287,11 @@ def test_only_the_first_process_speaks_and_other_jobs_take_one(monkeypatch: pyte
     for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    assert (num_processes(), _speaks("evaluate")) == (1, True)  # of a cluster's scheduler, not of torchrun
+    assert (num_processes(), _speaks("explain")) == (1, True)  # of a cluster's scheduler, not of torchrun
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert num_processes() == 2
     assert not _speaks("train")
-    with pytest.raises(UserError, match="evaluate runs in one process: start it without torchrun"):
-        _speaks("evaluate")
+    with pytest.raises(UserError, match="explain runs in one process: start it without torchrun"):
+        _speaks("explain")
     monkeypatch.setenv("RANK", "0")
     assert _speaks("train")

@@ -13,8 +13,10 @@ from torch import Tensor
 from breastcli.data.augment import dihedral
 from breastcli.data.loading import load_batches, make_batches, to_network
 from breastcli.data.store import PreparedData
+from breastcli.errors import UserError
 from breastcli.models import Classifier
 from breastcli.progress import Progress
+from breastcli.system.distributed import ALONE, Processes
 from breastcli.system.runtime import autocast
 
 NUM_VIEWS = {"none": 1, "d4": 8}
@@ -73,6 +75,7 @@ class Predictor:
         batch_size: images per step.
         workers: threads that gather images; None for one.
         progress: told of every batch.
+        processes: those that share the images; every one gets all probabilities.
     """
 
     model: Classifier
@@ -83,6 +86,7 @@ class Predictor:
     batch_size: int
     workers: int | None
     progress: Progress
+    processes: Processes = ALONE
 
     def __call__(
         self,
@@ -97,10 +101,17 @@ class Predictor:
             rows: (n,) row numbers.
             task: what progress calls it.
             change: applied to every batch (B, 3, H, W) uint8 before all else.
-            on_embedding: as in ``predict_log_probs``.
+            on_embedding: as in ``predict_log_probs``, for this process' own images.
+
+        Raises:
+            UserError: there are more processes than images.
         """
-        batches = make_batches(rows, self.batch_size)
-        self.progress.begin(task, len(rows), "images")
+        if self.processes.count > len(rows):
+            problem = f"{self.processes.count} processes cannot share the {len(rows)} images of {task}"
+            raise UserError(problem, fix="start fewer")
+        own = rows[self.processes.share(len(rows))]
+        batches = make_batches(own, self.batch_size)
+        self.progress.begin(task, len(own), "images")
         log_probs = predict_log_probs(
             self.model,
             (change(batch.images) for batch in load_batches(self.data, batches, self.device, self.workers)),
@@ -110,4 +121,4 @@ class Predictor:
             on_batch=lambda count: self.progress.advance(task, count),
             on_embedding=on_embedding,
         )
-        return log_probs.exp().numpy()
+        return self.processes.gather(log_probs.exp(), len(rows)).numpy()
