@@ -63,7 +63,7 @@ format: $(STAMP)  ## format the code
 	$(BIN)/ruff check --fix .
 
 test: lint  ## install, lint and run every test that this machine can run
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-faults: $(STAMP)  ## kill, starve and damage every job by the hundred (most of an hour), and print how often
 	$(BIN)/python -m pytest -m slow

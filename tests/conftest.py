@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +34,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for line in config.stash.get(SUMMARY, ()):
+@pytest.fixture(autouse=True)
+def _tell_counts(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Iterator[None]:
+    """Hand what a test counted over with its report, which also reaches the end of a session of several processes."""
+    counts, lines = Counter(COUNTS), len(pytestconfig.stash.get(SUMMARY, ()))
+    yield
+    told = request.node.user_properties
+    told += [("injected", (name, number)) for name, number in (COUNTS - counts).items()]
+    told += [("summary", line) for line in pytestconfig.stash.get(SUMMARY, [])[lines:]]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [one for several in terminalreporter.stats.values() for one in several if hasattr(one, "when")]
+    told = [pair for report in reports if report.when == "teardown" for pair in report.user_properties]
+    for line in (value for name, value in told if name == "summary"):
         terminalreporter.write_line(line)
-    if COUNTS:
+    counts: Counter[str] = Counter()
+    for name, number in (value for kind, value in told if kind == "injected"):
+        counts[name] += number
+    if counts:
         terminalreporter.section("injected faults")
-        for name, number in sorted(COUNTS.items()):
+        for name, number in sorted(counts.items()):
             terminalreporter.line(f"{number:5}  {name}")
-        terminalreporter.line(f"{sum(COUNTS.values()):5}  in all")
+        terminalreporter.line(f"{sum(counts.values()):5}  in all")
 
 
 @pytest.fixture(scope="session")
