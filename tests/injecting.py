@@ -27,6 +27,22 @@ import sklearn.metrics, timm, torch, torch._dynamo, yaml
 import breastcli.cli, breastcli.console, breastcli.show, breastcli.data.stain
 from breastcli import evaluate, explain, predict, prepare, synthesize, train
 
+def count_names(last):
+    # Every step that a folder's list of names takes; between two of them a kill leaves the same.
+    taken = 0
+
+    def counting(real):
+        def step(*words, **more):
+            nonlocal taken
+            taken += 1
+            if taken == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*words, **more)
+        return step
+
+    for name in ("replace", "rename", "unlink", "remove", "rmdir", "mkdir"):
+        setattr(os, name, counting(getattr(os, name)))
+
 def become(request):
     os.setpgrp()
     for name, number in (("stdout", 1), ("stderr", 2)):
@@ -39,6 +55,8 @@ def become(request):
         os.setgroups([])
         os.setgid(request["uid"])
         os.setuid(request["uid"])
+    if request["dies_before"] is not None:
+        count_names(request["dies_before"])
     sys.argv = ["breastcli", *request["words"]]
     code = 70
     try:
@@ -124,6 +142,7 @@ class Injector:
         file_bytes: int | None = None,
         uid: int | None = None,
         stdout: str | None = None,
+        dies_before: int | None = None,
     ) -> Ended:
         """Run ``breastcli WORDS`` in a folder.
 
@@ -135,6 +154,7 @@ class Injector:
             file_bytes: size beyond which no file can be written.
             uid: user who it runs as.
             stdout: where its result goes, which is then not returned.
+            dies_before: which renaming, removal or making of a folder, counted from 1, it is killed before.
         """
         request = {
             "cwd": str(cwd),
@@ -143,6 +163,7 @@ class Injector:
             "signal": signal,
             "file_bytes": file_bytes,
             "uid": uid,
+            "dies_before": dies_before,
             "stdout": stdout or str(self.folder / "stdout.txt"),
             "stderr": str(self.folder / "stderr.txt"),
         }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import shutil
 import signal
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,35 @@ def check_whole(case: Case, cwd: Path, expected: dict[str, bytes]) -> None:
     assert not list((cwd / "out").rglob(".*"))
     if case.status:
         assert json.loads((cwd / "out/run.json").read_text())["status"] == "finished"
+
+
+def kill_between_names(name: str, world: World, folder: Path, steps: Iterable[int]) -> None:
+    """Kill a job before each of several renamings and removals, until it has no more, and check what it left."""
+    case = CASES[name]
+    whole = run_undisturbed(case, world, folder)
+    for step in steps:
+        cwd = case.start(world, folder / f"step{step}")
+        ended = world.do(cwd, case.words, dies_before=step)
+        assert ended.code in (0, -signal.SIGKILL), ended.stderr
+        check_wreck(case, world, cwd)
+        if ended.code:
+            COUNTS[f"{name}: killed before a renaming or removal"] += 1
+            complete(case, world, cwd)
+        check_whole(case, cwd, whole.files)
+        shutil.rmtree(cwd)
+        if not ended.code:
+            return
+
+
+@pytest.mark.parametrize(("name", "step"), [("explain", 10), ("train --overwrite", 7)])
+def test_a_kill_while_results_are_removed(name: str, step: int, world: World, tmp_path: Path) -> None:
+    kill_between_names(name, world, tmp_path, [step])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_kills_between_all_names(name: str, world: World, tmp_path: Path) -> None:
+    kill_between_names(name, world, tmp_path, itertools.count(1))
 
 
 @pytest.mark.parametrize("name", SHORT)
