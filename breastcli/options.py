@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from breastcli.errors import UsageError
+from breastcli.errors import UsageError, UserError
 from breastcli.files import is_utf8
 
 MAX_WHOLE = 2**63
@@ -87,6 +87,24 @@ def check(field: dataclasses.Field[Any], value: Any) -> None:
         raise UsageError(f"{flag_of(field.name)} {value}: too small", fix=f"use {rules['at_least']} or more")
     if rules["below"] is not None and not value < rules["below"]:
         raise UsageError(f"{flag_of(field.name)} {value}: too large", fix=f"stay below {rules['below']}")
+
+
+def refuse_changes(begun: str, before: Options, now: Options, free: Container[str]) -> None:
+    """Refuse to go on with a run under options that would change what it gives.
+
+    Args:
+        begun: what was done under which options, such as "runs/x was trained".
+        before: the options that it was begun with.
+        now: those to go on with.
+        free: names of options that may differ.
+
+    Raises:
+        UserError: another one differs.
+    """
+    for field in dataclasses.fields(before):
+        old, new = getattr(before, field.name), getattr(now, field.name)
+        if old != new and field.name not in free:
+            raise UserError(f"{begun} with {flag_of(field.name)} {old}, not {new}", fix="resume with the same options")
 
 
 def refuse_given(config: Any, names: Container[str], why: str, fix: str) -> None:

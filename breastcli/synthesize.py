@@ -67,8 +67,7 @@ from breastcli.system.runtime import clear_memory_errors, resolve_device
 logger = logging.getLogger(__name__)
 
 SNAPSHOTS = 20
-GRID_COLUMNS, GRID_ROWS = 8, 2
-SHEET_IMAGES = 16
+GRID_COLUMNS, GRID_ROWS, SHEET_IMAGES = 8, 2, 16
 SECONDS_BETWEEN_FIGURES = 0.5
 SMOKE = {"kimg": 0.256, "width": 4, "batch_size": 16, "snapshot": 0.128}
 

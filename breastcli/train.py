@@ -23,6 +23,7 @@ from breastcli.errors import UserError
 from breastcli.files import claimed_folder, names_in, partial_of, refuse_links, write_csv
 from breastcli.models import num_parameters
 from breastcli.models.freezing import unfreeze
+from breastcli.options import refuse_changes
 from breastcli.parsing import parse_magnification
 from breastcli.plan import Plan
 from breastcli.progress import SILENT, Progress
@@ -238,13 +239,8 @@ def _claimed(out: Path, config: TrainConfig) -> Iterator[None]:
 
 def _check_options(out: Path, config: TrainConfig) -> None:
     """Refuse to go on with a run under options that would change its history."""
-    before = read_config(out, TrainConfig)
     free = FREE_ON_RESUME if _depends_on_length(config) else FREE_ON_RESUME | {"epochs"}
-    for field in dataclasses.fields(TrainConfig):
-        old, new = getattr(before, field.name), getattr(config, field.name)
-        if old != new and field.name not in free:
-            flag = field.name.replace("_", "-")
-            raise UserError(f"{out} was trained with --{flag} {old}, not {new}", fix="resume with the same options")
+    refuse_changes(f"{out} was trained", read_config(out, TrainConfig), config, free)
 
 
 def _depends_on_length(config: TrainConfig) -> bool:

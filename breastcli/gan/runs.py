@@ -15,7 +15,7 @@ from breastcli.config import SynthesizeConfig
 from breastcli.errors import UsageError, UserError
 from breastcli.files import claimed_folder, names_in, partial_of, read_json, refuse_links, remove_files
 from breastcli.locks import locked
-from breastcli.options import flag_of
+from breastcli.options import flag_of, refuse_changes
 from breastcli.parsing import parse_magnification
 from breastcli.shapes import check_shape
 from breastcli.system.runfolder import HISTORY, INFO, LOG, RESUME, RUNS, read_config, read_info
@@ -139,11 +139,7 @@ def _check_options(run: GanRun, config: SynthesizeConfig, num_processes: int) ->
     """Refuse to go on with a fit under options that would change its history."""
     before = dataclasses.replace(run.config, data=str(Path(run.config.data or DATA)))
     config = dataclasses.replace(config, data=str(Path(config.data or DATA)))
-    for field in dataclasses.fields(SynthesizeConfig):
-        old, new = getattr(before, field.name), getattr(config, field.name)
-        if old != new and field.name not in FREE_ON_RESUME:
-            problem = f"{run.folder} was fitted with {flag_of(field.name)} {old}, not {new}"
-            raise UserError(problem, fix="resume with the same options")
+    refuse_changes(f"{run.folder} was fitted", before, config, FREE_ON_RESUME)
     if run.info.get("processes") != num_processes:
         problem = f"{run.folder} was fitted by {run.info.get('processes')} processes, not {num_processes}"
         raise UserError(problem, fix="start as many")
