@@ -73,6 +73,10 @@ class PrepareConfig(PlannedConfig):
     )
     audit: bool = option(False, "Only look for leaks and odd images; write no prepared folder.")
     resume: bool = option(False, "Continue an interrupted prepare.")
+    shard: str | None = option(
+        None, "Array jobs: only decode part I of N, beside the output folder; then join with --merge N.", metavar="I/N"
+    )
+    merge: int | None = option(None, "Join the N parts that --shard decoded, and finish.", at_least=1, metavar="N")
     draw: int = option(480, "Sample data set only: number of images to draw.", at_least=64, metavar="N")
 
 

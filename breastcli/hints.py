@@ -43,6 +43,11 @@ def _without(words: Sequence[str], flag: str) -> list[str]:
 
 
 def _after_prepare(config: PrepareConfig, result: PrepareResult, words: Sequence[str]) -> list[str]:
+    if config.shard:
+        others = [
+            word for place, word in enumerate(words) if "--shard" not in (word.split("=")[0], *words[place - 1 : place])
+        ]
+        return [f"{_next(*others, '--merge', result.to_json()['shard']['count'])} (once all parts are decoded)"]
     if config.audit:
         again = _without(words, "audit")
         # In a folder that was named for it the audit's findings lie where the images shall.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from breastcli.data.counts import counts_by_side
 from breastcli.data.datasets import DataSet, Rejection, Scan, find_dataset
 from breastcli.data.imported_split import ImportedSplit, read_split
 from breastcli.data.planning import plan_drawing, plan_preparation
+from breastcli.data.shards import ShardResult, check_options, decode_shard, remove_shards
 from breastcli.data.store import (
     CARD,
     EMBEDDINGS,
@@ -82,11 +84,12 @@ class PrepareResult:
         return {"dataset": self.card, "audit": self.audit.to_json(), "rejected": rejected, "seconds": self.seconds}
 
 
-def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult | Plan:
+def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult | ShardResult | Plan:
     """Decode, check, split, stain-normalise and resize a raw data set into a prepared folder, or only audit it.
 
     Stain normalisation follows resizing, so that one small array is read twice instead of the files; the papers do not
-    give an order. Statistics of the stain reference see training images only.
+    give an order. Statistics of the stain reference see training images only. Of a part (``shard``) the images are
+    only decoded.
 
     Raises:
         UsageError: an option that cannot be accepted.
@@ -97,6 +100,7 @@ def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult
     out = Path(config.out or ("runs/audit" if config.audit else "data/breakhis"))
     parse_ratio(config.split)
     parse_magnification(config.mag)
+    shard = check_options(config.shard, config.merge, audit=config.audit, overwrite=config.overwrite)
     adapter, raw = _raw_folder(config, out, progress)
     imported = read_split(config)
     config = _settle(config, adapter, imported)
@@ -111,11 +115,20 @@ def prepare(config: PrepareConfig, progress: Progress = SILENT) -> PrepareResult
     scan = _scan(adapter, raw, root, out)
     adapter = settle(adapter, scan)
     chosen = choose(scan, adapter, raw, imported, config)
+    if shard and not config.dry_run:
+        return _decode_shard(chosen, shard, root, out, config, progress)
     with _claimed(out, config):
         if config.dry_run:
             return plan_preparation(chosen, adapter, parse_ratio(config.split), out, config)
         made = _prepare(chosen, adapter, imported, root, out, config, progress)
     return dataclasses.replace(made, seconds=time.monotonic() - started)
+
+
+def _decode_shard(
+    chosen: Chosen, shard: tuple[int, int], root: Path, out: Path, config: PrepareConfig, progress: Progress
+) -> ShardResult:
+    workers, again = config.workers or os.cpu_count() or 1, {"resume": config.resume, "overwrite": config.overwrite}
+    return decode_shard(chosen.records, root, out, shard, config.size, workers, **again, progress=progress)
 
 
 def _prepare(
@@ -146,6 +159,8 @@ def _prepare(
         remove_partial(out)
     else:
         _finish(out, checked.array, rows, card)
+        if config.merge is not None:
+            remove_shards(out, config.merge)
     return PrepareResult(out, card, checked.audit, checked.rejected, 0.0, leak)
 
 

@@ -17,6 +17,7 @@ from breastcli.show_checks import show_doctor, show_plan
 
 if TYPE_CHECKING:
     from breastcli.data.audit import Audit
+    from breastcli.data.shards import ShardResult
     from breastcli.evaluate import EvaluateResult
     from breastcli.explain import ExplainResult
     from breastcli.predict import PredictResult
@@ -31,8 +32,15 @@ REPORTED = ("accuracy", "balanced_accuracy", "roc_auc")
 MAX_LISTED = 20
 
 
-def show_prepare(result: PrepareResult) -> None:
+def show_prepare(result: PrepareResult | ShardResult) -> None:
     """Print what was prepared: images and exams (patients where exams are unknown) per side and class."""
+    from breastcli.data.shards import ShardResult
+
+    if isinstance(result, ShardResult):
+        left = f"; files left out: {result.num_rejected}" if result.num_rejected else ""
+        console.OUT.print(f"part {result.number} of {result.count}: {result.num_images:,} images decoded{left}")
+        console.show_out(result.out)
+        return
     card = result.card
     console.stamp(card["split"]["leaky"], card["drawn"])
     unit = next((name for name in ("exams", "patients") if card[f"num_{name}"]), "")

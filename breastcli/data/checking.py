@@ -15,6 +15,7 @@ from breastcli.data.duplicates import IDENTICAL, NEAR, Duplicate, choose_dropped
 from breastcli.data.images import MIN_SIDE_PX
 from breastcli.data.imported_split import fill_validation
 from breastcli.data.journal import JournalEntry, decode_into
+from breastcli.data.shards import merge_shards
 from breastcli.data.siblings import describe_groups, find_siblings, join_duplicates
 from breastcli.data.splits import fold_records, split_records
 from breastcli.data.store import IMAGES, keep_images, npy_header, row_bytes
@@ -73,7 +74,10 @@ def check(
     workers = config.workers or os.cpu_count() or 1
     size_px = MIN_SIDE_PX if config.audit else config.size  # an audit keeps no images; its array serves --resume alone
     _require_space(partial, len(chosen.records), size_px, config)
-    journal = decode_into(partial, chosen.records, raw, size_px, workers, resume=config.resume, progress=progress)
+    resume = config.resume or config.merge is not None
+    if config.merge is not None:
+        merge_shards(chosen.records, raw, partial.parent, config.merge, size_px, progress)
+    journal = decode_into(partial, chosen.records, raw, size_px, workers, resume=resume, progress=progress)
     decoded = [(record, one) for record, one in zip(chosen.records, journal, strict=True) if not one.reason]
     rejected = chosen.rejected + [Rejection(one.path, one.reason) for one in journal if one.reason]
     _report_rejected(partial, rejected, strict=config.strict)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -65,7 +66,7 @@ def decode_into(
         UserError: the work to resume was begun for another raw folder, size or images, by an older version, is damaged,
             or lies elsewhere.
     """
-    request = {"size": size_px, "paths": [record.path for record in records], "raw": str(raw.resolve())}
+    request = _request(records, raw, size_px)
     entries = _open_journal(partial, request, resume=resume)
     progress.begin("decoding", len(records), "images")
     progress.advance("decoding", len(entries))
@@ -98,6 +99,39 @@ def decode_into(
     return entries
 
 
+def read_finished(partial: Path, records: Sequence[ImageRecord], raw: Path, size_px: int) -> list[JournalEntry]:
+    """Return the journal of images that were all decoded.
+
+    Raises:
+        UserError: the work is missing, unfinished or damaged, or was begun for another raw folder, size or images.
+    """
+    request = _request(records, raw, size_px)
+    if not all((partial / name).is_file() for name in (IMAGES, JOURNAL, REQUEST)):
+        raise UserError(f"{partial.parent} holds no decoded images", fix="run that part with --shard")
+    _check_request(partial, request)
+    entries = _backed(_complete_lines(partial / JOURNAL, request["paths"]), _num_whole(partial, size_px))
+    if len(entries) < len(records):
+        raise UserError(f"{partial.parent} is unfinished", fix="run that part again with --resume")
+    return entries
+
+
+def write_finished(
+    partial: Path, records: Sequence[ImageRecord], entries: Sequence[JournalEntry], raw: Path, size_px: int
+) -> None:
+    """Put a journal beside an array of images that were decoded elsewhere, so that ``--resume`` finds nothing to do."""
+    write_json(partial / REQUEST, _request(records, raw, size_px))
+    write_csv(partial / JOURNAL, FIELDS, map(_cells, entries))
+
+
+def _request(records: Sequence[ImageRecord], raw: Path, size_px: int) -> dict[str, Any]:
+    return {"size": size_px, "paths": [record.path for record in records], "raw": str(raw.resolve())}
+
+
+def _num_whole(partial: Path, size_px: int) -> int:
+    """Return how many whole images the array file holds."""
+    return ((partial / IMAGES).stat().st_size - len(npy_header(0, size_px))) // row_bytes(size_px)
+
+
 def _append(file: TextIO, entry: JournalEntry) -> None:
     file.write(csv_line(_cells(entry)))
     file.flush()
@@ -114,8 +148,7 @@ def _open_journal(partial: Path, request: dict[str, Any], *, resume: bool) -> li
     refuse_links(partial.parent, *(f"{partial.name}/{name}" for name in (IMAGES, JOURNAL, REQUEST, *DERIVED)))
     if resume and all((partial / name).is_file() for name in (IMAGES, JOURNAL, REQUEST)):
         _check_request(partial, request)
-        header = len(npy_header(0, request["size"]))
-        num_rows = ((partial / IMAGES).stat().st_size - header) // row_bytes(request["size"])
+        num_rows = _num_whole(partial, request["size"])
         entries = _backed(_complete_lines(partial / JOURNAL, request["paths"]), num_rows)
         write_csv(partial / JOURNAL, FIELDS, map(_cells, entries))
         return entries
