@@ -32,8 +32,7 @@ INFO, CONFIG, HISTORY, TIMING = "run.json", "config.yaml", "history.csv", "timin
 BEST, LAST, RESUME = "checkpoints/best.safetensors", "checkpoints/last.safetensors", "checkpoints/resume.pt"
 LOG = "log.txt"
 FACTS = tuple(name.replace(".safetensors", ".json") for name in (BEST, LAST))
-# What a training writes; first what --resume goes on from, so that a run that was removed in part is not gone on with.
-TRAINED = (RESUME, BEST, LAST, *FACTS, HISTORY, TIMING, "curves.png", "report.html")
+TRAINED = (BEST, LAST, *FACTS, RESUME, HISTORY, TIMING, "curves.png", "report.html")
 METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
 EXPLANATION, MAPS = "explain.json", "saliency.npz"
 EXPLAINED = (EXPLANATION, MAPS, "localisation.csv", "faithfulness.csv", "gallery.png", "comparison.png")
@@ -135,7 +134,11 @@ def panels_of(folder: Path) -> list[str]:
 
 
 def remove_results(folder: Path) -> None:
-    """Remove what an earlier training, its evaluations and explanations wrote into a run folder; nothing else."""
+    """Remove what an earlier training, its evaluations and explanations wrote into a run folder; nothing else.
+
+    First goes what --resume goes on from, so that a run that was removed in part is never gone on with.
+    """
+    remove_written(folder / RESUME)
     for explanation in folder.glob(f"explain/*/{EXPLANATION}"):
         remove_explanation(explanation.parent)
     evaluations = [path / name for path in folder.glob("evaluate/*") for name in (METRICS, PREDICTIONS, *PLOTS)]
