@@ -11,6 +11,7 @@ from injecting import Ended, Injector, files_of
 
 CPU = ("--device", "cpu")
 TINY = ("--arch", "timm/test_resnet", "--lr", "1e-3", "--batch-size", "16", *CPU, "--precision", "fp32")
+FROZEN = ("train", "--data", "{data}", *TINY, "--epochs", "2", "--freeze", "trunk", "--augment", "none")
 FIT = ("--size", "64", "--width", "4", "--batch-size", "8", "--kimg", "0.064", "--snapshot", "0.032")
 # What tells when and how a job ran; it differs between two runs that gave the same. What else resume.pt holds is
 # compared as the weights that come of it.
@@ -49,7 +50,7 @@ def make_world(injector: Injector, raw: Path, folder: Path) -> World:
     world = World(injector, raw, folder / "data", folder / "run", folder / "gan", next(raw.rglob("*.png")))
     for words in (
         ("prepare", "{raw}", "--out", "data", "--size", "64"),
-        ("train", "--data", "{data}", "--out", "run", *TINY, "--epochs", "2", "--freeze", "trunk", "--augment", "none"),
+        (*FROZEN, "--out", "run"),
         ("evaluate", "run", "--resamples", "100", *CPU),
         ("explain", "run", "--method", "gradcam", "--num", "3", "--faithfulness", *CPU),
         ("synthesize", "fit", "--data", "{data}", "--out", "gan", *FIT, "--on-collapse", "warn", *CPU),
@@ -70,6 +71,7 @@ class Case:
         users: commands that take what it left, whole or not.
         source: the part of the world that ``out`` is a copy of at first, or "".
         status: whether ``out/run.json`` must say in the end that it is finished.
+        stays: beginnings of names of what the source holds and ``--resume`` keeps, if the kill came before its removal.
     """
 
     words: tuple[str, ...]
@@ -77,6 +79,7 @@ class Case:
     users: tuple[tuple[str, ...], ...]
     source: str = ""
     status: bool = False
+    stays: tuple[str, ...] = ()
 
     def start(self, world: World, cwd: Path) -> Path:
         """Make the folder to run in, and what ``out`` holds before."""
@@ -110,6 +113,14 @@ CASES = {
         (EVALUATE_IT, PREDICT_IT),
         source="run",
         status=True,
+    ),
+    "train --overwrite of the same": Case(
+        (*FROZEN, "--out", "out", "--overwrite"),
+        (("--resume",),),
+        (EVALUATE_IT, PREDICT_IT),
+        source="run",
+        status=True,
+        stays=("evaluate/", "explain/"),
     ),
     "synthesize fit": Case(
         ("synthesize", "fit", "--data", "{data}", "--out", "out", *FIT, "--on-collapse", "warn", *CPU),

@@ -24,7 +24,7 @@ from breastcli.files import claimed_folder, replacing, require_space, sync, writ
 from breastcli.system.checkpoint import save_resume
 from breastcli.system.runfolder import logging_to
 
-FEW, MANY = 1, 8
+FEW, MANY = 1, 5
 SHORT = ("prepare", "train", "synthesize generate", "explain")
 
 

@@ -36,8 +36,7 @@ LOG = "log.txt"
 FACTS = tuple(name.replace(".safetensors", ".json") for name in (BEST, LAST))
 EXTRA_SHEET = "synthetic.png"
 PAGE, MODEL_CARD = "report.html", "model_card.md"
-# What a training writes; first what --resume goes on from, so that a run that was removed in part is not gone on with.
-TRAINED = (RESUME, BEST, LAST, *FACTS, HISTORY, TIMING, "curves.png", EXTRA_SHEET, PAGE, MODEL_CARD)
+TRAINED = (BEST, LAST, *FACTS, RESUME, HISTORY, TIMING, "curves.png", EXTRA_SHEET, PAGE, MODEL_CARD)
 METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
 EXPLANATION, MAPS, PANELS = "explain.json", "saliency.npz", "panels"
 EXPLAINED = (EXPLANATION, MAPS, "localisation.csv", "faithfulness.csv", "gallery.png", "comparison.png")
@@ -174,7 +173,11 @@ def remove_errors(folder: Path) -> None:
 
 
 def remove_results(folder: Path) -> None:
-    """Remove what an earlier training, its evaluations and explanations wrote into a run folder; nothing else."""
+    """Remove what an earlier training, its evaluations and explanations wrote into a run folder; nothing else.
+
+    First goes what --resume goes on from, so that a run that was removed in part is never gone on with.
+    """
+    remove_files(folder, [RESUME])
     for explanation in folder.glob(f"explain/*/{EXPLANATION}"):
         if explanation.resolve().is_relative_to(folder.resolve()):
             remove_explanation(explanation.parent)
