@@ -15,7 +15,7 @@ FROZEN = ("train", "--data", "{data}", *TINY, "--epochs", "2", "--freeze", "trun
 FIT = ("--size", "64", "--width", "4", "--batch-size", "8", "--kimg", "0.064", "--snapshot", "0.032")
 # What tells when and how a job ran; it differs between two runs that gave the same. What else resume.pt holds is
 # compared as the weights that come of it.
-ACCOUNTS = {"run.json", "config.yaml", "log.txt", "timing.csv", "report.html", "resume.pt"}
+ACCOUNTS = {"run.json", "config.yaml", "log.txt", "timing.csv", "report.html", "model_card.md", "resume.pt"}
 
 
 @dataclass(frozen=True)

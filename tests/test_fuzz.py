@@ -23,7 +23,7 @@ import torch
 import yaml
 from PIL import Image
 
-from breastcli.config import JOBS, field_types
+from breastcli.config import JOBS, TrainConfig, field_types
 from breastcli.configfile import read_section, resolve, to_yaml
 from breastcli.data.drawing import draw_field
 from breastcli.data.images import RejectedImageError, read_rgb
@@ -229,7 +229,7 @@ def test_our_own_files_damaged(prepared: Path, trained: Path, tmp_path: Path, su
         best: lambda: (load_checkpoint(best, CPU), load_initial_weights(network, best)),
         resume: lambda: (load_resume(resume, CPU), load_initial_weights(network, resume)),
         run / "run.json": lambda: find_run(str(run)),
-        run / "config.yaml": lambda: find_run(str(run)),
+        run / "config.yaml": lambda: resolve(TrainConfig, read_section(run / "config.yaml", "train"), {}),
         run / "history.csv": lambda: read_csv(run / "history.csv"),
         run / "checkpoints/best.json": lambda: read_json(run / "checkpoints/best.json"),
         data / "dataset.json": lambda: PreparedData.open(data),

@@ -170,6 +170,8 @@ def remove_errors(folder: Path) -> None:
     """Remove the thumbnails of an evaluation; nothing else."""
     names = (path.name for path in (folder / ERRORS).glob("*.png") if re.fullmatch(r".*-[0-9a-f]{8}", path.stem))
     remove_files(folder, [f"{ERRORS}/{name}" for name in names])
+    with contextlib.suppress(OSError):  # there is none, or it holds something else, or is a link
+        (folder / ERRORS).rmdir()
 
 
 def remove_results(folder: Path) -> None:
