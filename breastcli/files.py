@@ -314,10 +314,7 @@ def claimed_folder(folder: Path, *, allowed: bool, hint: str, dry_run: bool = Fa
         _refuse_occupied(folder, allowed=allowed or (folder / LOCK).exists(), hint=hint)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}", fix="choose another --out") from error
-    if dry_run:
-        yield
-        return
-    with locked(folder):
+    with locked(folder, dry_run=dry_run):
         _refuse_occupied(folder, allowed=allowed, hint=hint)
         yield
 

@@ -38,7 +38,7 @@ _held: dict[int, str] = {}  # descriptors of this process' locks, and how each i
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+def locked(folder: Path, *, shared: bool = False, dry_run: bool = False) -> Iterator[None]:
     """Hold a folder until the block ends: alone, or with other jobs that do not change what it holds already.
 
     Where the file system has no locks, or a shared one cannot be put because the folder is read-only, the block runs
@@ -47,12 +47,13 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     Args:
         folder: it must exist.
         shared: whether others may hold it in the same way.
+        dry_run: hold nothing, and leave nothing behind.
 
     Raises:
         UserError: another job holds it, or it cannot be written.
     """
     file = folder / LOCK
-    descriptor = _acquire(file, shared)
+    descriptor = None if dry_run else _acquire(file, shared)
     try:
         yield
     finally:

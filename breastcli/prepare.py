@@ -37,6 +37,7 @@ from breastcli.data.store import (
 )
 from breastcli.errors import LeakError, UsageError, UserError
 from breastcli.files import claimed_folder, read_csv, read_json, refuse_links, sync, write_json
+from breastcli.locks import locked
 from breastcli.options import flag_of
 from breastcli.parsing import parse_magnification, parse_ratio
 from breastcli.plan import Plan
@@ -243,15 +244,18 @@ def _options(config: PrepareConfig, adapter: DataSet) -> dict[str, Any]:
 
 def _find_finished(out: Path, config: PrepareConfig, adapter: DataSet) -> PrepareResult | None:
     """Return what ``--resume`` finds finished; None where there is work to do."""
-    # With work in progress a finished folder is what an interrupted --overwrite was about to replace.
-    if not config.resume or not (out / MANIFEST).is_file() or (out / PARTIAL / IMAGES).is_file():
+    if not config.resume or not (out / MANIFEST).is_file():
         return None
-    try:
-        return _already_finished(out, _options(config, adapter), strict=config.strict)
-    except UserError:
-        if config.overwrite:
-            return None  # likewise, interrupted before it had any
-        raise
+    with locked(out, shared=True, dry_run=config.dry_run):
+        # With work in progress a finished folder is what an interrupted --overwrite was about to replace.
+        if (out / PARTIAL / IMAGES).is_file():
+            return None
+        try:
+            return _already_finished(out, _options(config, adapter), strict=config.strict)
+        except UserError:
+            if config.overwrite:
+                return None  # likewise, interrupted before it had any
+            raise
 
 
 def _already_finished(out: Path, options: dict[str, Any], *, strict: bool) -> PrepareResult:

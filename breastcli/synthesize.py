@@ -347,8 +347,7 @@ def _assess(config: SynthesizeConfig, progress: Progress, started: float) -> Syn
     device = resolve_device(config.device)
     with contextlib.ExitStack() as stack:
         if is_folder:
-            if not config.dry_run:
-                stack.enter_context(locked(given, shared=True))
+            stack.enter_context(locked(given, shared=True, dry_run=config.dry_run))
             source: Subject | TrainedGenerator = open_folder(given)
         else:
             check_given(config, stack.enter_context(reading_gan_run(given, dry_run=config.dry_run)))

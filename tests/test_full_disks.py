@@ -47,7 +47,7 @@ def fill_at_random(name: str, number: int, world: World, folder: Path, disk: Pat
     whole = run_undisturbed(case, world, folder)
     most = sum(map(len, whole.files.values()))
     filled = 0
-    while filled < number:
+    while filled < number and most:  # what replaces as much as it removed fits always
         cwd = case.start(world, disk / "work")
         used = sum(path.stat().st_blocks * 512 for path in disk.rglob("*"))
         room = draw.randrange(most)
@@ -85,7 +85,7 @@ def limit_at_random(name: str, number: int, world: World, folder: Path) -> None:
     whole = run_undisturbed(case, world, folder)
     largest = max(map(len, whole.files.values()))
     failed = 0
-    while failed < number:
+    while failed < number and largest:
         cwd = case.start(world, folder / "work")
         limit = draw.randrange(largest)
         ended = world.do(cwd, case.words, file_bytes=limit)

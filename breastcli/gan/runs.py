@@ -85,7 +85,7 @@ def reading_gan_run(folder: Path, *, dry_run: bool = False) -> Iterator[GanRun]:
         UserError: there is none, or it is being fitted.
     """
     find_gan_run(folder)
-    with contextlib.nullcontext() if dry_run else locked(folder, shared=True):
+    with locked(folder, shared=True, dry_run=dry_run):
         yield find_gan_run(folder)
 
 

@@ -125,7 +125,7 @@ def reading_run(run: Run, *, dry_run: bool = False) -> Iterator[Run]:
     Raises:
         UserError: it is being trained.
     """
-    with contextlib.nullcontext() if dry_run else locked(run.folder, shared=True):
+    with locked(run.folder, shared=True, dry_run=dry_run):
         yield find_run(str(run.folder))
 
 
