@@ -21,7 +21,7 @@ from breastcli.data.store import PreparedData
 from breastcli.errors import UsageError
 from breastcli.files import claimed_folder, refuse_links, write_json
 from breastcli.launch import num_processes
-from breastcli.metrics.calibration import describe_calibration, fit_temperature, is_at_bound, temper
+from breastcli.metrics.calibration import describe_calibration, fit_temperature, temper
 from breastcli.metrics.classification import (
     PatientScores,
     choose_threshold,
@@ -305,8 +305,8 @@ def _fit(
         labels, held_out = data.labels[rows], predictor(rows, f"{run.folder.name} val")
     if config.calibrate:
         temperature = fit_temperature(held_out, labels)
-        if is_at_bound(temperature):
-            logger.warning("%s: no temperature fits; %.3g is the bound", run.folder, temperature)
+        if temperature is None:
+            logger.warning("%s: no temperature fits its validation images; nothing is calibrated", run.folder)
         probs, held_out = temper(probs, temperature), temper(held_out, temperature)
     if len(data.classes) != 2:
         return temperature, None, probs

@@ -192,9 +192,9 @@ def show_evaluate(result: EvaluateResult | ComparisonResult) -> None:
 
 
 def _show_calibration(document: dict[str, Any]) -> None:
-    from breastcli.metrics.calibration import TITLES
+    from breastcli.metrics.calibration import TITLES, show_temperatures
 
-    temperatures = ", ".join(f"{value:.3f}" for value in document["temperatures"])
+    temperatures = show_temperatures(document["temperatures"])
     heads = {"before": "before", "after": "calibrated", "difference": "difference"}
     table = make_table(f"calibration (lower is better), temperature {temperatures}", ["", *heads.values()])
     for name, title in TITLES.items():

@@ -4,15 +4,13 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import brier_score_loss, log_loss
 
 from breastcli.metrics.calibration import (
-    MAX_TEMPERATURE,
-    MIN_TEMPERATURE,
     brier,
     describe_calibration,
     expected_calibration_error,
     fit_temperature,
-    is_at_bound,
     log_losses,
     reliability_table,
+    show_temperatures,
     temper,
 )
 from breastcli.records import Predictions, strings
@@ -106,13 +104,12 @@ def test_the_temperature_that_spoilt_calibrated_probabilities_is_found(temperatu
     assert expected_calibration_error(calibrated, labels) < 0.02
 
 
-def test_the_temperature_is_bounded_where_every_image_is_right_or_wrong():
+def test_no_temperature_fits_where_every_image_is_right_or_wrong_and_none_changes_nothing():
     probs = np.array([[0.9, 0.1], [0.2, 0.8]])
-    right, wrong = fit_temperature(probs, np.array([0, 1])), fit_temperature(probs, np.array([1, 0]))
-    assert (right, wrong) == pytest.approx((MIN_TEMPERATURE, MAX_TEMPERATURE))
-    assert is_at_bound(right)
-    assert is_at_bound(wrong)
-    assert not is_at_bound(1.0)
+    assert fit_temperature(probs, np.array([0, 1])) is None
+    assert fit_temperature(probs, np.array([1, 0])) is None
+    assert np.array_equal(temper(probs, None), probs)
+    assert show_temperatures([None, 1.5]) == "none fits, 1.500"
 
 
 def test_log_losses_agree_with_scikit_learn_and_a_zero_is_not_infinite():
@@ -121,7 +118,7 @@ def test_log_losses_agree_with_scikit_learn_and_a_zero_is_not_infinite():
     impossible = np.array([[0.0, 1.0]])
     assert np.isfinite(log_losses(impossible, np.array([0]))).all()
     assert temper(impossible, 2.0) == pytest.approx(impossible)
-    assert 1 <= fit_temperature(np.repeat(impossible, 2, axis=0), np.array([0, 1])) <= MAX_TEMPERATURE
+    assert fit_temperature(np.repeat(impossible, 2, axis=0), np.array([0, 1])) is None
 
 
 def _predictions(probs, labels):

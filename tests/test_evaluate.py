@@ -168,6 +168,19 @@ def test_the_temperature_is_fitted_on_validation_images_and_applied_before_the_t
         run(own_run, split="val", calibrate=True, overwrite=True)
 
 
+def test_without_a_temperature_that_fits_nothing_is_calibrated(
+    own_run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = run(own_run)
+    monkeypatch.setattr("breastcli.evaluate.fit_temperature", lambda probs, labels: None)
+    document = run(own_run, calibrate=True, overwrite=True)
+    assert "no temperature fits its validation images; nothing is calibrated" in caplog.text
+    assert document["calibration"]["temperatures"] == [None]
+    assert document["calibration"]["after"] == document["calibration"]["before"]
+    assert document["image"]["overall"]["brier"]["value"] == plain["image"]["overall"]["brier"]["value"]
+    assert "<dd>none fits" in (own_run / "report.html").read_text()
+
+
 def test_calibrated_predictions_are_not_taken_for_others(own_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = run(own_run)
     calibrated = run(own_run, calibrate=True, overwrite=True)

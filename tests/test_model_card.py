@@ -34,7 +34,7 @@ def test_a_real_run_has_a_card_from_training_on(own_run: Path) -> None:
     assert f"Images (n = {document['image']['n']} in {document['image']['num_groups']} groups)" in text
     assert f"n = {document['patient']['vote']['n']} patients" in text
     temperature = document["calibration"]["temperatures"][0]
-    assert f"Temperature {temperature:.3f}, fitted on validation images" in text
+    assert f"Temperature: {temperature:.3f}, fitted on validation images" in text
     info = json.loads((own_run / "run.json").read_text())
     assert f"- Parameters: {info['num_parameters']['all']:,}" in text
     assert "Drawn by a program, not real tissue" in text

@@ -6,7 +6,7 @@ class probability (top label), for two classes as for more, so with K classes it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,12 +132,13 @@ def calibration_figures(sums: np.ndarray) -> dict[str, np.ndarray]:
     return {"nll": sums[..., 1] / count, "brier": sums[..., 2] / count, "ece": np.abs(gaps).sum(axis=-1) / count}
 
 
-def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
-    """Return the temperature that makes the true classes most probable, in [MIN_TEMPERATURE, MAX_TEMPERATURE].
+def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float | None:
+    """Return the temperature that makes the true classes most probable; None if none between the bounds does.
 
     Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2. The negative log-likelihood is
     convex in 1 / T, so its slope changes sign at most once and halving finds the place. Differs from the paper, which
-    does not bound T: where every image is right, no minimum exists and T would go to 0.
+    does not bound T by MIN_TEMPERATURE and MAX_TEMPERATURE: where every image is right, T would go to 0 and call every
+    later answer certain; where wrong ones outweigh the right, to infinity.
 
     Args:
         probs: (N, K) class probabilities of validation images, never of those to be scored.
@@ -150,17 +151,18 @@ def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
         middle = (low + high) / 2
         expected = (_softmax(logits * np.exp(middle)) * logits).sum(axis=1).mean()
         low, high = (low, middle) if expected > given else (middle, high)
-    return float(np.exp(-(low + high) / 2))
+    temperature = float(np.exp(-(low + high) / 2))
+    return temperature if MIN_TEMPERATURE * 1.001 < temperature < MAX_TEMPERATURE / 1.001 else None
 
 
-def is_at_bound(temperature: float) -> bool:
-    """Return whether a fitted temperature is as small or as large as it may be."""
-    return not MIN_TEMPERATURE * 1.001 < temperature < MAX_TEMPERATURE / 1.001
+def show_temperatures(temperatures: Iterable[float | None]) -> str:
+    """Return fitted temperatures as text."""
+    return ", ".join("none fits" if value is None else f"{value:.3f}" for value in temperatures)
 
 
-def temper(probs: np.ndarray, temperature: float) -> np.ndarray:
-    """Return (N, K) probabilities at a temperature: above 1 less certain, below 1 more; their order stays."""
-    return _softmax(_log(probs) / temperature)
+def temper(probs: np.ndarray, temperature: float | None) -> np.ndarray:
+    """Return (N, K) probabilities at a temperature: above 1 less certain, below 1 more, None as they are."""
+    return probs if temperature is None else _softmax(_log(probs) / temperature)
 
 
 def describe_calibration(
@@ -171,7 +173,7 @@ def describe_calibration(
     Args:
         before: labelled predictions of N images.
         after: the same images after calibration.
-        temperatures: what each run's probabilities were scaled by.
+        temperatures: what each run's probabilities were scaled by; None where no temperature fits.
         resamples: bootstrap resamples.
         seed: of the resampling.
 

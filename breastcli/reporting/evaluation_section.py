@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from breastcli.metrics.calibration import TITLES as CALIBRATION
+from breastcli.metrics.calibration import show_temperatures
 from breastcli.metrics.classification import METRICS
 from breastcli.records import Predictions
 from breastcli.reporting.cases import confident_errors, rank_patients, thumbnail_name
@@ -148,7 +149,7 @@ def _facts(document: Mapping[str, Any]) -> dict[str, str]:
         "Data set": dataset.get("name"),
         "Split by": dataset.get("split_level"),
         "Decision threshold": rule,
-        "Temperature": ", ".join(map(number, (document.get("calibration") or {}).get("temperatures", ()))),
+        "Temperature": show_temperatures(part(document, "calibration").get("temperatures", ())),
         "Test-time augmentation": document.get("tta"),
         "Data fingerprint": dataset.get("fingerprint"),
         "Split fingerprint": dataset.get("split_fingerprint"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from breastcli.config import TrainConfig
 from breastcli.files import write_text
+from breastcli.metrics.calibration import show_temperatures
 from breastcli.metrics.classification import FEW_GROUPS
 from breastcli.records import DRAWN, TRAINED_WITH_SYNTHETIC
 from breastcli.reporting.data_section import counts_table
@@ -170,8 +171,8 @@ def _calibration(files: RunFiles) -> list[str]:
     for split, document in files.evaluations.items():
         found = part(document, "calibration")
         if found:
-            temperatures = ", ".join(f"{value:.3f}" for value in found.get("temperatures", ()))
-            text = f"Temperature {temperatures}, fitted on validation images; `breastcli predict` does not use it."
+            temperatures = show_temperatures(found.get("temperatures", ()))
+            text = f"Temperature: {temperatures}, fitted on validation images; `breastcli predict` does not use it."
             blocks += [f"{escape(split)} split. {text}", _table(calibration_table(found))]
         else:
             blocks.append(

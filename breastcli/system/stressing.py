@@ -40,7 +40,7 @@ def predict_stressed(
         for level in perturbation.levels:
             change = _Change(perturbation.apply, level)
             probs = predictor(rows, f"{task}, {perturbation.title} {perturbation.label.format(level)}", change)
-            probs = probs if temperature is None else temper(probs, temperature)
+            probs = temper(probs, temperature)
             predictions = dataclasses.replace(clean, probs=probs, predicted=decide(probs, threshold))
             found.append(Stressed(name, level, predictions, change.num_unchanged))
     return found
