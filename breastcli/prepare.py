@@ -160,8 +160,7 @@ def _prepare(
         remove_partial(out)
     else:
         _finish(out, checked.array, rows, card)
-        if config.merge is not None:
-            remove_shards(out, config.merge)
+        _tidy(out, config)
     return PrepareResult(out, card, checked.audit, checked.rejected, 0.0, leak)
 
 
@@ -246,16 +245,20 @@ def _find_finished(out: Path, config: PrepareConfig, adapter: DataSet) -> Prepar
     """Return what ``--resume`` finds finished; None where there is work to do."""
     if not config.resume or not (out / MANIFEST).is_file():
         return None
-    with locked(out, shared=True, dry_run=config.dry_run):
+    remains = (out / PARTIAL).is_dir()
+    with locked(out, shared=not remains, dry_run=config.dry_run):
         # With work in progress a finished folder is what an interrupted --overwrite was about to replace.
         if (out / PARTIAL / IMAGES).is_file():
             return None
         try:
-            return _already_finished(out, _options(config, adapter), strict=config.strict)
+            found = _already_finished(out, _options(config, adapter), strict=config.strict)
         except UserError:
             if config.overwrite:
                 return None  # likewise, interrupted before it had any
             raise
+        if remains and not config.dry_run:
+            _tidy(out, config)
+        return found
 
 
 def _already_finished(out: Path, options: dict[str, Any], *, strict: bool) -> PrepareResult:
@@ -359,9 +362,15 @@ def _finish(out: Path, array: Path, rows: list[PreparedRecord], card: dict[str, 
     write_json(out / CARD, card, durable=True)
     _move_audit(out)
     finished.replace(out / IMAGES)
-    write_manifest(out, rows)
-    remove_partial(out)
     remove_embeddings(out)
+    write_manifest(out, rows)
+
+
+def _tidy(out: Path, config: PrepareConfig) -> None:
+    """Remove what a finished folder was made of."""
+    if config.merge is not None:
+        remove_shards(out, config.merge)
+    remove_partial(out)
 
 
 def _move_audit(out: Path) -> None:
