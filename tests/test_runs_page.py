@@ -114,6 +114,17 @@ def test_folds_and_magnifications_are_other_images_too(pair, tmp_path: Path) -> 
     assert "fold: – (dalaresnet50-100x), 1 (other)" in found.text
 
 
+def test_a_magnification_that_prepare_chose_counts_like_one_that_train_chose(pair, tmp_path: Path) -> None:
+    (pair[1] / "config.yaml").write_text("train:\n  arch: resnet50\n  mag: all\n")
+    _, document = page(*pair, out=tmp_path / "out")
+    assert document["apart"] == {"magnification": {"dalaresnet50-100x": "100X", "other": "all"}}
+    change(pair[1], options={"mag": "100x"})
+    found, document = page(*pair, out=tmp_path / "out2")
+    assert document["apart"] == {}
+    assert found.table("Runs")["other"]["Magnification"] == "100X"
+    assert "at 100X, into these classes" in (pair[1] / "model_card.md").read_text()
+
+
 def test_the_same_split_prepared_in_another_way_is_noted(pair, tmp_path: Path) -> None:
     change(pair[1], fingerprint="g")
     found, _ = page(*pair, out=tmp_path / "out")

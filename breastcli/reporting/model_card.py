@@ -86,8 +86,7 @@ def _stamps(files: RunFiles) -> list[str]:
 def _intended(files: RunFiles) -> list[str]:
     classes = ", ".join(map(escape, files.card.get("classes") or ()))
     name = escape(files.card.get("title") or files.card.get("name") or "an unknown data set")
-    magnification = files.settings.get("mag", "all")
-    where = "" if magnification == "all" else f" at {escape(magnification)}"
+    where = "" if files.magnification == "all" else f" at {escape(files.magnification)}"
     return [
         f"Research on the classification of images as in {name}{where}, into these classes: {classes or 'unknown'}; "
         "comparing networks, splits and ways to train."

@@ -81,6 +81,13 @@ class RunFiles:
         return str(self.settings["arch"]) if self.settings.get("arch") else None
 
     @property
+    def magnification(self) -> str:
+        """The one magnification that the run, or its data set as it was prepared, is confined to ("200X"), or "all"."""
+        asked = (self.settings.get("mag"), part(self.card, "options").get("mag"))
+        plain = (str(one or "all").upper().removesuffix("X") for one in asked)
+        return next((f"{one}X" for one in plain if one != "ALL"), "all")
+
+    @property
     def leaks(self) -> list[str]:
         """What is said of leaky splits by the data set's card and by the evaluations."""
         cards = [self.card, *(part(document, "dataset") for document in self.evaluations.values())]

@@ -80,7 +80,7 @@ def describe_run(files: RunFiles, split: str) -> dict[str, Any]:
         "fingerprint": card.get("fingerprint"),
         "split_fingerprint": card.get("split_fingerprint"),
         "fold": files.settings.get("fold") if not files.is_pooled else "pooled",
-        "magnification": _magnification(files.settings.get("mag", "all")),
+        "magnification": files.magnification,
         "arch": files.arch,
         "parameters": part(info, "num_parameters").get("all"),
         "epochs": len(read_csv(history)) if history.is_file() else None,
@@ -232,12 +232,6 @@ def _plots(files: RunFiles, split: str, name: str) -> list[Picture]:
 def _link(page: str, out: Path) -> str:
     """Return a page's address as seen from the folder, so that both can be moved together."""
     return quote(Path(os.path.relpath(page, out)).as_posix())
-
-
-def _magnification(text: Any) -> str:
-    """Return "200X" for "200x", "200" and 200, and "all" for all."""
-    plain = str(text).upper().removesuffix("X")
-    return "all" if plain == "ALL" else f"{plain}X"
 
 
 def _text(value: Any) -> str:
