@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from breastcli.config import EvaluateConfig, ExplainConfig, PrepareConfig, SynthesizeConfig, TrainConfig
+from breastcli.launch import num_processes
 from breastcli.plan import Plan
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def hints_after(job: str, config: Any, result: Any, words: Sequence[str]) -> lis
         words: the command line that the user typed, without the program.
     """
     if isinstance(result, Plan):
-        return [_next(*_without(words, "dry-run"))]
+        return [] if num_processes() > 1 else [_next(*_without(words, "dry-run"))]  # torchrun's own words are not known
     return AFTER[job](config, result, words) if job in AFTER else []
 
 

@@ -72,6 +72,12 @@ def test_a_switch_of_a_configuration_file_is_turned_off() -> None:
     assert command_of(hints_after("train", None, Plan("train", Path("x"), {}), words)) == [*words, "--no-dry-run"]
 
 
+def test_a_dry_run_of_torchrun_gives_no_command_that_would_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert hints_after("train", None, Plan("train", Path("x"), {}), ["train", "--dry-run"]) == []
+
+
 def test_after_evaluate_only_a_single_run_is_explained() -> None:
     one = SimpleNamespace(document={"runs": ["runs/a"]})
     assert command_of(hints_after("evaluate", EvaluateConfig(), one, [])) == ["explain", "runs/a"]
