@@ -66,7 +66,7 @@ test: lint  ## install, lint and run every test that this machine can run
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-faults: $(STAMP)  ## kill, starve and damage every job by the hundred (most of an hour), and print how often
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses auto --dist worksteal
 
 test-gpu: $(STAMP)  ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
