@@ -6,11 +6,8 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
-import math
 import os
-import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +22,7 @@ from breastcli.configfile import read_section, resolve, to_yaml
 from breastcli.errors import Terminated, UserError, WriteError, first_line
 from breastcli.launch import num_processes, process_rank
 from breastcli.options import Options, flag_of
+from breastcli.stopping import stopping_when_told
 
 SUMMARIES = {
     "prepare": "Turn a raw data set into one array of images with a split that does not leak.",
@@ -37,7 +35,6 @@ SUMMARIES = {
     "report": "Make the page of a run again, or one page that sets several runs beside each other.",
     "doctor": "Look at the installation, the machine and the folders, and say what is missing.",
 }
-PATIENCE_S = 5.0  # in which a job that was told to stop is not told again
 SHARED = ("synthesize", "train", "evaluate")  # jobs that several processes of torchrun can share
 COMMON_PANEL = "Common options"
 # Options of the command line itself, not of the job.
@@ -153,7 +150,7 @@ def _run(
             return 0
         if job != "benchmark":  # where others' code runs too, which must not gain by it
             keep_freed_memory()
-        with _stopping_when_told(), console.watching(quiet=quiet or not speaks) as progress:
+        with stopping_when_told(), console.watching(quiet=quiet or not speaks) as progress:
             module = importlib.import_module(f"breastcli.{job}")
             result = getattr(module, job)(resolved, progress)
         if speaks:
@@ -216,28 +213,6 @@ def _telling() -> Iterator[None]:
         # What is left would be tried again at exit, with a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise WriteError(f"cannot write the result to stdout: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def _stopping_when_told() -> Iterator[None]:
-    """Let SIGTERM stop a job as Ctrl-C does.
-
-    Who is told again while stopping, by the group of processes and by a parent, shall finish that. Before and after a
-    job there is nothing to tidy up, and the signal ends the process by itself.
-    """
-    told_at = -math.inf
-
-    def stop(*_: Any) -> None:
-        nonlocal told_at
-        if time.monotonic() - told_at > PATIENCE_S:
-            told_at = time.monotonic()
-            raise Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ LAYERS = {
             "plan",
             "launch",
             "locks",
+            "stopping",
             "__init__",
         ),
         0,
