@@ -8,6 +8,7 @@ import importlib
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -150,7 +151,7 @@ def _run(
             return 0
         if job != "benchmark":  # where others' code runs too, which must not gain by it
             keep_freed_memory()
-        with stopping_when_told(), console.watching(quiet=quiet or not speaks) as progress:
+        with stopping_when_told(), _plain_plots(), console.watching(quiet=quiet or not speaks) as progress:
             module = importlib.import_module(f"breastcli.{job}")
             result = getattr(module, job)(resolved, progress)
         if speaks:
@@ -213,6 +214,14 @@ def _telling() -> Iterator[None]:
         # What is left would be tried again at exit, with a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise WriteError(f"cannot write the result to stdout: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _plain_plots() -> Iterator[None]:
+    """Keep matplotlib from complaining of signs in names that its font lacks: it draws a box in their place."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ ", category=UserWarning)
+        yield
 
 
 def main() -> None:

@@ -707,7 +707,9 @@ def test_names_of_files_in_json_and_errors(cli: Callable, breastcli: Callable, o
     refused(cli("prepare", "[red]none[/red]"), 1, "[red]none[/red]")
 
 
-def test_names_of_files_in_explanations(cli: Callable, raw: Path, tmp_path: Path) -> None:
+def test_names_of_files_in_explanations(
+    cli: Callable, raw: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     assert cli("prepare", raw, "--out", "data", "--size", 64).code == 0  # the tiny network makes 2 x 2 maps of it
     assert cli(*TRAIN, "--data", "data", "--out", "run").code == 0
     own_run = tmp_path / "run"
@@ -715,6 +717,7 @@ def test_names_of_files_in_explanations(cli: Callable, raw: Path, tmp_path: Path
         draw(tmp_path / "in" / f"{name}.png")
     done = cli("explain", own_run, "--images", "in", *MAPS, "--num", "all", *QUICK)
     assert done.code == 0, done.stderr
+    assert not [one for one in recwarn if "Glyph" in str(one.message)]
     panels = list((own_run / "explain/gradcam/panels").iterdir())
     assert len(panels) == len(NAMES)
     page = (own_run / "report.html").read_text()
