@@ -33,7 +33,7 @@ from breastcli.config import BenchmarkConfig
 from breastcli.data.datasets import find_dataset
 from breastcli.data.store import PreparedData
 from breastcli.errors import UsageError, UserError, first_line
-from breastcli.files import claimed_folder, refuse_links, write_csv, write_json
+from breastcli.files import OVERWRITE, claimed_folder, refuse_links, write_csv, write_json
 from breastcli.options import refuse_given
 from breastcli.parsing import parse_magnification
 from breastcli.plan import Plan
@@ -90,7 +90,7 @@ def benchmark(config: BenchmarkConfig, progress: Progress = SILENT) -> Benchmark
     if not trains:
         refuse_given(config, ONLY_CONVERGENCE, f"{config.what} trains nothing", "leave it out")
     setting = _setting(config)
-    hint = "use --resume, --overwrite or another --out" if trains else "use --overwrite or another --out"
+    hint = "use --resume, --overwrite or another --out" if trains else OVERWRITE
     with claimed_folder(out, allowed=config.overwrite or (trains and config.resume), hint=hint, dry_run=config.dry_run):
         refuse_links(out, FOLDER)
         archs = _archs(config)

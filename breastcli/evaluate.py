@@ -146,12 +146,11 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluateRes
     out = Path(config.out) if config.out else root / "evaluate" / config.split
     if not config.out:
         refuse_links(root, f"evaluate/{config.split}")
-    hint = "use --overwrite or another --out"
     with contextlib.ExitStack() as stack:
         processes, device = stack.enter_context(joined_processes(resolve_device(config.device)))
         runs = [stack.enter_context(reading_run(run, dry_run=config.dry_run)) for run in runs]
         if processes.writes:
-            stack.enter_context(claimed_folder(out, allowed=config.overwrite, hint=hint, dry_run=config.dry_run))
+            stack.enter_context(claimed_folder(out, allowed=config.overwrite, dry_run=config.dry_run))
         processes.wait()  # until the folder is claimed
         chosen = [choose_rows(run, config) for run in runs]
         refuse_overlap(runs, chosen)
@@ -207,8 +206,7 @@ def _compare(config: EvaluateConfig, progress: Progress, started: float) -> Comp
     names = [folder.resolve().name for folder in folders]
     name = "-".join(["compare", *names, *([config.split] if config.split != "test" else [])])
     out = Path(config.out) if config.out else folders[0].parent / name
-    hint = "use --overwrite or another --out"
-    with claimed_folder(out, allowed=config.overwrite, hint=hint, dry_run=config.dry_run):
+    with claimed_folder(out, allowed=config.overwrite, dry_run=config.dry_run):
         missing = [folder for folder in folders if not is_evaluated(folder, config.split)]
         if config.dry_run:
             return plan_comparison(folders, missing, config, out)

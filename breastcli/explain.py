@@ -211,7 +211,7 @@ def _check_options(config: ExplainConfig, methods: tuple[str, ...], rule: local.
 @contextlib.contextmanager
 def _claimed(out: Path, config: ExplainConfig) -> Iterator[None]:
     """Take the output folder; what an earlier explanation left stays until this one has something to put there."""
-    with claimed_folder(out, allowed=config.overwrite, hint="use --overwrite or another --out", dry_run=config.dry_run):
+    with claimed_folder(out, allowed=config.overwrite, dry_run=config.dry_run):
         refuse_links(out, PANELS)
         foreign = [name for name in EXPLAINED if (out / name).exists()]
         if foreign and not (out / EXPLANATION).is_file():

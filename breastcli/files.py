@@ -21,6 +21,7 @@ from breastcli.locks import LOCK, alone_with, locked
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+OVERWRITE = "use --overwrite or another --out"
 MAX_BYTES = 2**29  # of a text file that is read, far more than any that breastcli writes
 MAX_DEPTH = 64  # of JSON; our own has about eight levels
 MAX_WHOLE = 2**64  # what seeds stay below
@@ -291,7 +292,7 @@ def require_writable(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def claimed_folder(folder: Path, *, allowed: bool, hint: str, dry_run: bool = False) -> Iterator[None]:
+def claimed_folder(folder: Path, *, allowed: bool, hint: str = OVERWRITE, dry_run: bool = False) -> Iterator[None]:
     """Create an output folder and hold it until the block ends, or refuse one that already holds something.
 
     Args:

@@ -14,7 +14,7 @@ from breastcli.config import PredictConfig
 from breastcli.data.datasets import DATASETS, Rejection
 from breastcli.data.reading import FileReader, find_files
 from breastcli.errors import UsageError, UserError
-from breastcli.metrics.classification import choose_threshold
+from breastcli.metrics.classification import choose_threshold, decide
 from breastcli.plan import Plan
 from breastcli.progress import SILENT, Progress
 from breastcli.records import Predictions, strings
@@ -84,7 +84,7 @@ def predict(config: PredictConfig, progress: Progress = SILENT) -> PredictResult
     batches = reader.batches(config.batch_size, device, on_file=lambda: progress.advance("predicting"))
     log_probs = predict_log_probs(model, batches, device, resolve_precision(config.precision, device), config.tta)
     probs = log_probs.exp().numpy()
-    predicted = probs.argmax(axis=1) if threshold is None else (probs[:, 1] >= threshold).astype(np.int64)
+    predicted = decide(probs, threshold)
     predictions = _describe(reader.kept, classes, probs, predicted, threshold, facts["dataset"]["name"])
     predictions.to_csv(out)
     known = all(predictions.column("patient"))

@@ -36,7 +36,7 @@ from breastcli.data.store import (
     write_manifest,
 )
 from breastcli.errors import LeakError, UsageError, UserError
-from breastcli.files import claimed_folder, read_csv, read_json, refuse_links, sync, write_json
+from breastcli.files import OVERWRITE, claimed_folder, read_csv, read_json, refuse_links, sync, write_json
 from breastcli.locks import locked
 from breastcli.options import flag_of
 from breastcli.parsing import parse_magnification, parse_ratio
@@ -199,7 +199,7 @@ def _settle(config: PrepareConfig, adapter: DataSet, imported: ImportedSplit | N
 def _claimed(out: Path, config: PrepareConfig) -> AbstractContextManager[None]:
     """Take the output folder, or refuse one that holds something; an audit resumes only in a folder of its own."""
     ours = not config.audit or (out / PARTIAL).is_dir() or _holds_audit(out)
-    hint = "use --resume, --overwrite or another --out" if ours else "use --overwrite or another --out"
+    hint = "use --resume, --overwrite or another --out" if ours else OVERWRITE
     refuse_links(out, PARTIAL, EMBEDDINGS)
     allowed = config.overwrite or (config.resume and ours)
     return claimed_folder(out, allowed=allowed, hint=hint, dry_run=config.dry_run)
@@ -293,12 +293,11 @@ def _leak(findings: Audit, folder: Path, imported: ImportedSplit | None) -> Leak
     """Return what is wrong with a split that leaks, and what to do about it."""
     if not findings.leaks:
         return None
-    more = f" and {len(findings.leaks) - 1} more" if len(findings.leaks) > 1 else ""
     copies = findings.identical_across_splits or findings.near_across_splits
     ways = "; --drop-duplicates keep-first or drop-all leaves copies out" if copies else ""
     if imported and findings.level != "image" and findings.crossing[findings.level]:
         ways += "; a coarser --group-by takes the published split as it is, and says what it leaks"
-    return LeakError(f"the split leaks: {findings.leaks[0]}{more}", fix=f"see {folder / AUDIT}{ways}")
+    return LeakError(f"the split leaks: {findings.first_leak}", fix=f"see {folder / AUDIT}{ways}")
 
 
 def _card(

@@ -64,8 +64,7 @@ def report(config: ReportConfig, progress: Progress = SILENT) -> ReportResult:
     out = Path(config.out) if config.out else RUNS / "report"
     with contextlib.ExitStack() as held:
         if several:
-            hint = "use --overwrite or another --out"
-            held.enter_context(claimed_folder(out, allowed=config.overwrite, hint=hint))
+            held.enter_context(claimed_folder(out, allowed=config.overwrite))
         page, document, pages = _write(runs, out, config, progress)
     cards = [files.folder / MODEL_CARD for files in runs if (files.folder / MODEL_CARD).is_file()]
     return ReportResult(page, document, pages, cards, time.monotonic() - started)

@@ -341,7 +341,7 @@ def show_report(result: ReportResult) -> None:
         console.OUT.print(f"[bold red]not tested on the same images: they differ in {what}[/bold red]")
     for path in [*result.pages, *result.model_cards]:
         if path != result.out:
-            console.OUT.print(f"- {literal(str(path))}")
+            console.OUT.print(f"- {literal(path)}")
     console.show_out(result.out)
 
 

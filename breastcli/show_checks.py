@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from breastcli import console
-from breastcli.console import escape, make_table
+from breastcli.console import literal, make_table
 from breastcli.plan import Plan
 from breastcli.records import DRAWN
 
@@ -21,19 +21,19 @@ def show_plan(plan: Plan) -> None:
     """Print what a job would do."""
     if plan.stamp:
         colour = "yellow" if plan.stamp == DRAWN else "red"
-        console.OUT.print(f"[bold {colour}]{escape(plan.stamp)}[/bold {colour}]")
+        console.OUT.print(f"[bold {colour}]{literal(plan.stamp)}[/bold {colour}]")
     table = make_table(f"{plan.job} would do this; nothing was written", ["", ""])
     table.columns[1].justify = "left"
     for name, value in plan.facts.items():
         if value is not None:
-            table.add_row(name.replace("_", " "), escape(_shown(value)))
-    table.add_row("output", escape(f"{plan.out} ({OUTPUT[plan.output]})"))
+            table.add_row(name.replace("_", " "), literal(_shown(value)))
+    table.add_row("output", literal(f"{plan.out} ({OUTPUT[plan.output]})"))
     if plan.num_bytes is not None:
         table.add_row("disk", f"about {_size(plan.num_bytes)} of {_size(plan.free_bytes)} that are free")
     console.OUT.print(table)
     for note in plan.notes:
-        console.OUT.print(f"- {escape(note)}")
-    console.OUT.print(str(plan.out))
+        console.OUT.print(f"- {literal(note)}")
+    console.show_out(plan.out)
 
 
 def show_doctor(result: DoctorResult) -> None:
@@ -43,7 +43,7 @@ def show_doctor(result: DoctorResult) -> None:
         column.justify = "left"
     for _, checks in groupby(result.checks, key=lambda check: check.group):
         for check in checks:
-            table.add_row(escape(check.name), STATES[check.state], escape(check.found), escape(check.cost))
+            table.add_row(literal(check.name), STATES[check.state], literal(check.found), literal(check.cost))
         table.add_section()
     console.OUT.print(table)
 

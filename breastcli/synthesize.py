@@ -354,8 +354,7 @@ def _assess(config: SynthesizeConfig, progress: Progress, started: float) -> Syn
             source = load_generator(given / GENERATOR, device)
         data = open_source(config, source.facts)
         network = load_features(config.features, source.facts["dataset"], source.facts["fold"], device)
-        hint = "use --overwrite or another --out"
-        stack.enter_context(claimed_folder(out, allowed=config.overwrite, hint=hint, dry_run=config.dry_run))
+        stack.enter_context(claimed_folder(out, allowed=config.overwrite, dry_run=config.dry_run))
         if config.dry_run:
             return plan_assessment(given, data, network.name, config, out)
         document = _measure(given, source, data, network, out, config, progress)

@@ -8,8 +8,8 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from breastcli.data.findings import read_findings
 from breastcli.data.joined import JoinedData
 from breastcli.data.store import PreparedData, difference
 from breastcli.errors import UserError
-from breastcli.files import claimed_folder, names_in, partial_of, refuse_links, write_csv
+from breastcli.files import write_csv
 from breastcli.models import num_parameters
 from breastcli.models.freezing import unfreeze
 from breastcli.options import refuse_changes
@@ -45,6 +45,7 @@ from breastcli.system.runfolder import (
     RUNS,
     TIMING,
     TRAINED,
+    claimed_run_folder,
     find_run,
     logging_to,
     read_config,
@@ -216,25 +217,10 @@ def _name_start(out: Path, config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, init_from=str(find_run("latest").folder))
 
 
-@contextlib.contextmanager
-def _claimed(out: Path, config: TrainConfig) -> Iterator[None]:
+def _claimed(out: Path, config: TrainConfig) -> contextlib.AbstractContextManager[None]:
     """Take the run folder: new, to be resumed under the same options, or to be overwritten."""
-    only_log = names_in(out) <= {LOG}  # left by a run that could not start
-    allowed = config.resume or config.overwrite or only_log
-    with claimed_folder(
-        out, allowed=allowed, hint="use --resume, --overwrite or another --out", dry_run=config.dry_run
-    ):
-        refuse_links(out, "checkpoints")
-        if config.resume and (out / RESUME).is_file():
-            _check_options(out, config)
-        if config.dry_run:
-            yield
-            return
-        if config.overwrite and not (config.resume and (out / RESUME).is_file()):
-            (out / LOG).unlink(missing_ok=True)  # the other results go once the run can start
-        for name in TRAINED:  # what a killed run left half-written
-            partial_of(out / name).unlink(missing_ok=True)
-        yield
+    check_options = partial(_check_options, out, config)
+    return claimed_run_folder(out, config, TRAINED, ("checkpoints",), check_options, "another --out")
 
 
 def _check_options(out: Path, config: TrainConfig) -> None:

@@ -172,6 +172,12 @@ class Audit:
         ]
 
     @property
+    def first_leak(self) -> str:
+        """The first of ``leaks``, of which there must be one, and how many more there are."""
+        first, *others = self.leaks
+        return f"{first} and {len(others)} more" if others else first
+
+    @property
     def near_across_splits(self) -> list[NearDuplicate]:
         """Near-duplicates that stand on two sides."""
         return [pair for pair in self.near_duplicates or () if pair.crosses]

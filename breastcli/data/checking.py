@@ -101,12 +101,16 @@ def check(
 
 
 def _require_space(partial: Path, num_images: int, size_px: int, config: PrepareConfig) -> None:
-    """Refuse to begin where the disk does not hold the arrays that will lie side by side before all is in place."""
-    arrays = 1 if config.audit else 1 + (config.drop_duplicates != "none") + (config.stain != "none")
+    """Refuse to begin where the disk does not hold the arrays that will lie side by side."""
     begun = sum(file.stat().st_size for file in partial.glob("*.npy"))  # gone on with, or replaced
     fix = "or choose another --out" + ("" if config.audit else " or a smaller --size")
-    num_bytes = arrays * (len(npy_header(0, size_px)) + num_images * row_bytes(size_px)) - begun
+    num_bytes = num_arrays(config) * (len(npy_header(0, size_px)) + num_images * row_bytes(size_px)) - begun
     require_space(partial.parent, num_bytes, fix)
+
+
+def num_arrays(config: PrepareConfig) -> int:
+    """Return how many arrays of all images lie side by side before everything is in place."""
+    return 1 if config.audit else 1 + (config.drop_duplicates != "none") + (config.stain != "none")
 
 
 def _find_duplicates(decoded: list[tuple[ImageRecord, JournalEntry]], raw: Path, progress: Progress) -> list[Duplicate]:

@@ -14,6 +14,7 @@ from breastcli.files import read_text
 from breastcli.records import ImageRecord
 
 IMAGE = "image"
+LISTS = frozenset({".csv", ".tsv", ".txt"})  # how their names end
 # Where a list has several of them, the first of these counts.
 IMAGE_HEADINGS = ("path", "filepath", "image_path", "file", "filename", "file_name", "image", "image_id", "name")
 DELIMITERS = "|;\t,"

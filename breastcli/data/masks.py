@@ -262,9 +262,10 @@ def _refuse_ambiguity(found: dict[Path, list[Path]]) -> None:
 
 def _are_regions(files: Sequence[Path]) -> bool:
     """Whether the files are numbered masks of one image: alike but for the number at the end."""
-    names = {re.sub(r"[ _-]?\d+$", "", file.stem) for file in files if MASK_ENDING.search(file.stem)}
-    alike = len(names) == 1 and len({file.parent for file in files}) == 1
-    return alike and all(MASK_ENDING.search(file.stem) for file in files) and len({f.stem for f in files}) == len(files)
+    stems = [file.stem for file in files]
+    if len(set(stems)) < len(stems) or not all(map(MASK_ENDING.search, stems)):
+        return False
+    return len({(file.parent, re.sub(r"[ _-]?\d+$", "", file.stem)) for file in files}) == 1
 
 
 def _read_region(path: Path) -> np.ndarray:

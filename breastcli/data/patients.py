@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from breastcli.data.lists import read_list
+from breastcli.data.lists import LISTS, read_list
 from breastcli.errors import UsageError, UserError
 from breastcli.records import ImageRecord
 
@@ -52,7 +52,7 @@ def assign_patients(records: Sequence[ImageRecord], given: str) -> list[ImageRec
     """
     path = Path(given)
     if not path.is_file():
-        if path.suffix.lower() in (".csv", ".txt", ".tsv"):
+        if path.suffix.lower() in LISTS:
             raise UsageError(f"--patients {given}: no such file", fix="give a CSV file, or a regular expression")
         names = find_in_names(given, (record.path for record in records))
         return [dataclasses.replace(one, patient=name, exam="") for one, name in zip(records, names, strict=True)]

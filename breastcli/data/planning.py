@@ -7,7 +7,7 @@ from pathlib import Path
 
 from breastcli.config import SPLITS, PrepareConfig
 from breastcli.data.audit import PreparedRecord, audit
-from breastcli.data.checking import place_images
+from breastcli.data.checking import num_arrays, place_images
 from breastcli.data.choosing import Chosen
 from breastcli.data.datasets import DataSet
 from breastcli.data.images import MIN_SIDE_PX
@@ -70,17 +70,15 @@ def _plan_division(
     }
     failure = None
     if found.leaks:
-        more = f" and {len(found.leaks) - 1} more" if len(found.leaks) > 1 else ""
         fix = "a coarser --group-by takes a published split as it is, and says what it leaks"
-        failure = LeakError(f"the split would leak: {found.leaks[0]}{more}", fix)
-    arrays = 2 if config.stain != "none" and not config.audit else 1  # decoded and normalised, at the same time
+        failure = LeakError(f"the split would leak: {found.first_leak}", fix)
     return Plan(
         "prepare",
         out,
         facts,
         (*chosen.notes, *found.warnings(), "files were not opened: damaged ones and copies are found by preparing"),
         stamp_of(found.stamp, adapter.drawn),
-        arrays * len(rows) * row_bytes(size_px),
+        num_arrays(config) * len(rows) * row_bytes(size_px),
         config.resume,
         failure,
     )

@@ -203,15 +203,6 @@ class PreparedData:
         """(N, size, size, 3) uint8, memory-mapped and read-only."""
         return open_array(self.folder / IMAGES)
 
-    def _check_images(self, file: Path) -> None:
-        """Map the images, refusing a file that does not hold what the card says."""
-        try:
-            found = (self.images.dtype, self.images.shape)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{file} is damaged ({first_line(error, 160)})", fix="run prepare again") from error
-        if found != (np.uint8, (len(self.rows), self.size_px, self.size_px, 3)):
-            raise UserError(f"{file} does not hold the images of {self.folder / MANIFEST}", fix="run prepare again")
-
     @cached_property
     def labels(self) -> np.ndarray:
         """(N,) int64 class indices."""

@@ -53,7 +53,7 @@ def claimed_images(out: Path, *, overwrite: bool, dry_run: bool = False) -> Abst
         if not card.get("synthetic"):
             raise UserError(f"{out} holds real images", fix="choose another --out")
     refuse_links(out, "assess", EMBEDDINGS)
-    return claimed_folder(out, allowed=overwrite, hint="use --overwrite or another --out", dry_run=dry_run)
+    return claimed_folder(out, allowed=overwrite, dry_run=dry_run)
 
 
 def images_folder(config: SynthesizeConfig, facts: dict[str, Any]) -> Path:

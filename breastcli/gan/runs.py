@@ -8,17 +8,18 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from breastcli.config import SynthesizeConfig
 from breastcli.errors import UsageError, UserError
-from breastcli.files import claimed_folder, names_in, partial_of, read_json, refuse_links, remove_files
+from breastcli.files import read_json, remove_files
 from breastcli.locks import locked
 from breastcli.options import flag_of, refuse_changes
 from breastcli.parsing import parse_magnification
 from breastcli.shapes import check_shape
-from breastcli.system.runfolder import HISTORY, INFO, LOG, RESUME, RUNS, read_config, read_info
+from breastcli.system.runfolder import HISTORY, INFO, RESUME, RUNS, claimed_run_folder, read_config, read_info
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +106,7 @@ def check_given(config: SynthesizeConfig, run: GanRun) -> None:
         logger.warning("%s did not finish: its last healthy snapshot is used", run.folder)
 
 
-@contextlib.contextmanager
-def claimed_run(out: Path, config: SynthesizeConfig, num_processes: int = 1) -> Iterator[None]:
+def claimed_run(out: Path, config: SynthesizeConfig, num_processes: int = 1) -> contextlib.AbstractContextManager[None]:
     """Take the run folder until the block ends: new, to be resumed under the same options, or to be overwritten.
 
     Raises:
@@ -117,26 +117,13 @@ def claimed_run(out: Path, config: SynthesizeConfig, num_processes: int = 1) -> 
         check_shape(info, {"command": str}, out / INFO, "choose another folder")
         if info["command"] != "synthesize":
             raise UserError(f"{out} is a run of {info['command']}", fix="choose another folder")
-    only_log = names_in(out) <= {LOG}  # left by a run that could not start
-    allowed = config.resume or config.overwrite or only_log
-    with claimed_folder(
-        out, allowed=allowed, hint="use --resume, --overwrite or another folder", dry_run=config.dry_run
-    ):
-        refuse_links(out, "checkpoints", SAMPLES, "assess")
-        if config.resume and (out / RESUME).is_file():
-            _check_options(find_gan_run(out), config, num_processes)
-        if config.dry_run:
-            yield
-            return
-        if config.overwrite and not (config.resume and (out / RESUME).is_file()):
-            (out / LOG).unlink(missing_ok=True)  # the other results go once the fit can start
-        for name in WRITTEN:  # what a killed fit left half-written
-            partial_of(out / name).unlink(missing_ok=True)
-        yield
+    check_options = partial(_check_options, out, config, num_processes)
+    return claimed_run_folder(out, config, WRITTEN, ("checkpoints", SAMPLES, "assess"), check_options, "another folder")
 
 
-def _check_options(run: GanRun, config: SynthesizeConfig, num_processes: int) -> None:
+def _check_options(out: Path, config: SynthesizeConfig, num_processes: int) -> None:
     """Refuse to go on with a fit under options that would change its history."""
+    run = find_gan_run(out)
     before = dataclasses.replace(run.config, data=str(Path(run.config.data or DATA)))
     config = dataclasses.replace(config, data=str(Path(config.data or DATA)))
     refuse_changes(f"{run.folder} was fitted", before, config, FREE_ON_RESUME)

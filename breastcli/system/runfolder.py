@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -20,11 +20,22 @@ from typing import Any
 import torch
 
 from breastcli import __version__
-from breastcli.config import JobConfig, TrainConfig
+from breastcli.config import JobConfig, SynthesizeConfig, TrainConfig
 from breastcli.configfile import Config, job_of, read_section, resolve, to_yaml
 from breastcli.data.store import PreparedData, difference
 from breastcli.errors import UsageError, UserError, WriteError, visible
-from breastcli.files import read_json, remove_files, write_csv, write_json, write_text, writing
+from breastcli.files import (
+    claimed_folder,
+    names_in,
+    partial_of,
+    read_json,
+    refuse_links,
+    remove_files,
+    write_csv,
+    write_json,
+    write_text,
+    writing,
+)
 from breastcli.locks import locked
 from breastcli.shapes import check_shape
 from breastcli.system.runtime import describe_device
@@ -117,6 +128,43 @@ def read_info(folder: Path, command: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
+def claimed_run_folder(
+    out: Path,
+    config: TrainConfig | SynthesizeConfig,
+    written: Iterable[str],
+    folders: Iterable[str],
+    check_options: Callable[[], None],
+    other: str,
+) -> Iterator[None]:
+    """Take a run folder until the block ends: new, to be resumed under the same options, or to be overwritten.
+
+    Args:
+        out: the folder.
+        config: what is going to be done in it.
+        written: files that a run writes, of which a killed one may have left halves.
+        folders: those below it that the run writes into.
+        check_options: refuses options under which the run there cannot be gone on with.
+        other: what to choose instead.
+
+    Raises:
+        UserError: it is not empty, a link leads out of it, its options are others, or another job holds it.
+    """
+    only_log = names_in(out) <= {LOG}  # left by a run that could not start
+    allowed, hint = config.resume or config.overwrite or only_log, f"use --resume, --overwrite or {other}"
+    with claimed_folder(out, allowed=allowed, hint=hint, dry_run=config.dry_run):
+        refuse_links(out, *folders)
+        resuming = config.resume and (out / RESUME).is_file()
+        if resuming:
+            check_options()
+        if not config.dry_run:
+            if config.overwrite and not resuming:
+                (out / LOG).unlink(missing_ok=True)  # the other results go once the run can start
+            for name in written:
+                partial_of(out / name).unlink(missing_ok=True)
+        yield
+
+
+@contextlib.contextmanager
 def reading_run(run: Run, *, dry_run: bool = False) -> Iterator[Run]:
     """Keep a run from being trained on or overwritten until the block ends; yield it as it is then.
 
@@ -183,11 +231,11 @@ def remove_results(folder: Path) -> None:
     for explanation in folder.glob(f"explain/*/{EXPLANATION}"):
         if explanation.resolve().is_relative_to(folder.resolve()):
             remove_explanation(explanation.parent)
-    splits = [path.relative_to(folder) for path in folder.glob("evaluate/*")]
-    for evaluation in folder.glob("evaluate/*"):
+    evaluations = list(folder.glob("evaluate/*"))
+    for evaluation in evaluations:
         remove_errors(evaluation)
-    evaluations = [str(split / name) for split in splits for name in EVALUATED]
-    remove_files(folder, [*TRAINED, *evaluations])
+    evaluated = [str(one.relative_to(folder) / name) for one in evaluations for name in EVALUATED]
+    remove_files(folder, [*TRAINED, *evaluated])
 
 
 def _is_of_train(info: Path) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from breastcli.errors import UsageError, UserError
+from breastcli.files import is_utf8
 from breastcli.records import ImageRecord
 from breastcli.registry import Registry
 
@@ -179,8 +180,13 @@ def _look_at(entry: os.DirEntry[str], path: Path) -> tuple[bool, str]:
 
 
 def shown_below(root: Path, path: Path) -> str:
-    """Return a path below ``root`` as a table can hold it: bytes that are no UTF-8 are written as escapes."""
-    return path.relative_to(root).as_posix().encode(errors="backslashreplace").decode()
+    """Return a path below ``root`` as a table can hold it."""
+    return escaped(path.relative_to(root).as_posix())
+
+
+def escaped(path: str) -> str:
+    """Return a path with escapes for bytes that are no UTF-8, which Python keeps as surrogates."""
+    return path.encode(errors="backslashreplace").decode()
 
 
 def sort_files(
@@ -194,10 +200,10 @@ def sort_files(
     records: dict[str, ImageRecord] = {}
     rejected = survey(root)[1]
     for file in files:
-        path, shown = file.relative_to(root).as_posix(), shown_below(root, file)
+        path = file.relative_to(root).as_posix()
         record = describe(path)
-        if shown != path:  # bytes that are no UTF-8 could be written to no manifest
-            rejected.append(Rejection(shown, "its name is not UTF-8"))
+        if not is_utf8(path):  # it could be written to no manifest
+            rejected.append(Rejection(escaped(path), "its name is not UTF-8"))
         elif record is None:
             rejected.append(Rejection(path, f"not a {title} file name"))
         elif not record.label:

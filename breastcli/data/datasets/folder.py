@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from breastcli.data.datasets import DATASETS, IMAGE_SUFFIXES, DataSet, Rejection, Scan, image_files
-from breastcli.data.lists import IMAGE, read_list
+from breastcli.data.datasets import DATASETS, IMAGE_SUFFIXES, DataSet, Rejection, Scan, escaped, image_files
+from breastcli.data.lists import IMAGE, LISTS, read_list
 from breastcli.data.patients import HEADINGS as PATIENT_HEADINGS
 from breastcli.errors import UserError
+from breastcli.files import is_utf8
 from breastcli.records import ImageRecord
 
-LISTS = frozenset({".csv", ".tsv", ".txt"})
 HEADINGS = {
     "label": ("label", "class", "diagnosis", "target"),
     "magnification": ("magnification", "mag"),
@@ -102,9 +102,8 @@ def _sort(
     records: dict[str, ImageRecord] = {}
     rejected: list[Rejection] = []
     for path, row in found:
-        shown = path.encode(errors="backslashreplace").decode()
         if reason := _reason(root, path, row, records, listed=listed):
-            rejected.append(Rejection(shown, reason))
+            rejected.append(Rejection(escaped(path), reason))
             continue
         magnification = row.get("magnification", "").upper().removesuffix("X")
         records[path] = ImageRecord(
@@ -122,7 +121,7 @@ def _sort(
 def _reason(root: Path, path: str, row: dict[str, str], records: dict[str, ImageRecord], *, listed: bool) -> str:
     """Return why an image is left out, or ""."""
     pure = PurePosixPath(path)
-    if path.encode(errors="backslashreplace").decode() != path:
+    if not is_utf8(path):
         return "its name is not UTF-8"
     if not row["label"]:
         return "no label" if listed else "not in the folder of a class"
