@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from cases import World, make_world
-from injecting import COUNTS, Injector
+from injecting import COUNTS, Injector, Outcome
 
 from breastcli.config import PrepareConfig, TrainConfig
 from breastcli.data.sample_tree import draw_sample
@@ -136,19 +134,6 @@ def world(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World
         yield make_world(injector, raw, tmp_path_factory.mktemp("world"))
     finally:
         injector.close()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command did."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def json(self) -> dict:
-        return json.loads(self.stdout)
 
 
 @pytest.fixture

@@ -92,17 +92,23 @@ for line in sys.stdin:
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a command ended; ``code`` is negative where a signal ended it."""
+class Outcome:
+    """What a command did."""
 
     code: int
-    seconds: float
     stdout: str
     stderr: str
 
     @property
     def json(self) -> Any:
         return json.loads(self.stdout)
+
+
+@dataclass(frozen=True)
+class Ended(Outcome):
+    """How a command ended that faults were put into; ``code`` is negative where a signal ended it."""
+
+    seconds: float
 
     @property
     def refused_in_one_line(self) -> bool:
@@ -174,7 +180,7 @@ class Injector:
         known = json.loads(self.process.stdout.readline())
         printed = "" if stdout else (self.folder / "stdout.txt").read_text(errors="replace")
         said = (self.folder / "stderr.txt").read_text(errors="replace")
-        return Ended(known["code"], known["seconds"], printed, said)
+        return Ended(known["code"], printed, said, known["seconds"])
 
     def close(self) -> None:
         assert self.process.stdin is not None

@@ -32,12 +32,14 @@ RESAMPLES = 200
 LEAKY = "LEAKY: image-level split"
 
 
-def make_predictions(noise: float, num_images: int = 120, num_exams: int = 24, seed: int = 0) -> Predictions:
+def make_predictions(
+    noise: float, num_images: int = 120, num_exams: int = 24, seed: int = 0, hardness: float = 1.5
+) -> Predictions:
     """Images whose difficulty belongs to their exam, with each side's own noise on top."""
     exams = np.arange(num_images) % num_exams
     labels = exams % 2
     hard = np.random.default_rng(1).normal(size=num_exams)[exams]
-    logits = 1.2 * (2 * labels - 1) + 1.5 * hard + noise * np.random.default_rng(seed).normal(size=num_images)
+    logits = 1.2 * (2 * labels - 1) + hardness * hard + noise * np.random.default_rng(seed).normal(size=num_images)
     positive = 1 / (1 + np.exp(-logits))
     return Predictions(
         image_ids=strings(f"image{row}" for row in range(num_images)),

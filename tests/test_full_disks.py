@@ -9,14 +9,15 @@ import os
 import random
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from cases import CASES, PREPARE, World, check_wreck, complete, differing, run_undisturbed
-from injecting import COUNTS, NOBODY, files_of, remount, small_disk
+from cases import CASES, PREPARE, Undisturbed, World, check_wreck, complete, differing, run_undisturbed
+from injecting import COUNTS, NOBODY, Ended, files_of, remount, small_disk
 
 from breastcli import files
 from breastcli.errors import UserError, WriteError
@@ -40,25 +41,36 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"no disk of our own: {error}")
 
 
-def fill_at_random(name: str, number: int, world: World, folder: Path, disk: Path) -> None:
-    """Run a job on a disk with too little room, ``number`` times, and check what it left each time."""
+@dataclass(frozen=True)
+class Shortage:
+    """A way to leave a job too little room.
+
+    Attributes:
+        what: happens to it, for the counts.
+        most: bytes of room that are enough.
+        attempt: runs the job in a folder, with so many bytes of room.
+        said: part of what it must say.
+    """
+
+    what: str
+    most: int
+    attempt: Callable[[Path, int], Ended]
+    said: str
+
+
+def starve(name: str, shortage: Shortage, number: int, world: World, folder: Path, whole: Undisturbed) -> None:
+    """Run a job in a folder with too little room, ``number`` times, and check what it left each time."""
     case, draw = CASES[name], random.Random(zlib.crc32(name.encode()))
-    remount(disk, "size=64m")
-    whole = run_undisturbed(case, world, folder)
-    most = sum(map(len, whole.files.values()))
-    filled = 0
-    while filled < number and most:  # what replaces as much as it removed fits always
-        cwd = case.start(world, disk / "work")
-        used = sum(path.stat().st_blocks * 512 for path in disk.rglob("*"))
+    most, failed = shortage.most, 0
+    while failed < number and most:  # what replaces as much as it removed fits always
+        cwd = case.start(world, folder / "work")
         room = draw.randrange(most)
-        remount(disk, f"size={used + 8192 + room}")
-        ended = world.do(cwd, case.words)
-        remount(disk, "size=64m")
+        ended = shortage.attempt(cwd, room)
         if ended.code:
-            filled += 1
-            COUNTS[f"{name}: disk filled"] += 1
+            failed += 1
+            COUNTS[f"{name}: {shortage.what}"] += 1
             assert ended.refused_in_one_line, (room, ended.stderr)
-            assert "out" in ended.stderr
+            assert shortage.said in ended.stderr, ended.stderr
             check_wreck(case, world, cwd)
             complete(case, world, cwd)
         else:
@@ -66,6 +78,22 @@ def fill_at_random(name: str, number: int, world: World, folder: Path, disk: Pat
         left = differing(files_of(cwd / "out"), whole.files)
         assert not left, left
         shutil.rmtree(cwd)
+
+
+def fill_at_random(name: str, number: int, world: World, folder: Path, disk: Path) -> None:
+    """Run a job on a disk with too little room."""
+
+    def attempt(cwd: Path, room: int) -> Ended:
+        used = sum(path.stat().st_blocks * 512 for path in disk.rglob("*"))
+        remount(disk, f"size={used + 8192 + room}")
+        ended = world.do(cwd, CASES[name].words)
+        remount(disk, "size=64m")
+        return ended
+
+    remount(disk, "size=64m")
+    whole = run_undisturbed(CASES[name], world, folder)
+    most = sum(map(len, whole.files.values()))
+    starve(name, Shortage("disk filled", most, attempt, "out"), number, world, disk, whole)
 
 
 @pytest.mark.parametrize("name", SHORT)
@@ -81,26 +109,13 @@ def test_disks_of_many_sizes_fill_up(name: str, world: World, tmp_path: Path, di
 
 def limit_at_random(name: str, number: int, world: World, folder: Path) -> None:
     """Let no file grow beyond a size, which needs no rights: a stand-in for a full disk."""
-    case, draw = CASES[name], random.Random(zlib.crc32(name.encode()))
-    whole = run_undisturbed(case, world, folder)
+    whole = run_undisturbed(CASES[name], world, folder)
     largest = max(map(len, whole.files.values()))
-    failed = 0
-    while failed < number and largest:
-        cwd = case.start(world, folder / "work")
-        limit = draw.randrange(largest)
-        ended = world.do(cwd, case.words, file_bytes=limit)
-        if ended.code:
-            failed += 1
-            COUNTS[f"{name}: file too large"] += 1
-            assert ended.refused_in_one_line, (limit, ended.stderr)
-            assert "File too large" in ended.stderr, ended.stderr
-            check_wreck(case, world, cwd)
-            complete(case, world, cwd)
-        else:
-            largest = limit  # enough: less next time
-        left = differing(files_of(cwd / "out"), whole.files)
-        assert not left, left
-        shutil.rmtree(cwd)
+
+    def attempt(cwd: Path, room: int) -> Ended:
+        return world.do(cwd, CASES[name].words, file_bytes=room)
+
+    starve(name, Shortage("file too large", largest, attempt, "File too large"), number, world, folder, whole)
 
 
 @pytest.mark.slow

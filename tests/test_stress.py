@@ -20,6 +20,7 @@ from PIL import Image, ImageEnhance
 from rich.console import Console
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from test_comparison import make_predictions as exams_of_images
 from torch import Tensor
 
 from breastcli import console, show
@@ -43,7 +44,7 @@ from breastcli.metrics.calibration import temper
 from breastcli.metrics.intervals import resampled_weights
 from breastcli.metrics.robustness import FIGURES, FLIPPED, Stressed, describe_stress
 from breastcli.prepare import prepare
-from breastcli.records import Predictions, strings
+from breastcli.records import Predictions
 from breastcli.reporting import stress as reporting
 from breastcli.reporting.stress import plot_stress, stress_section, write_stress
 from breastcli.system.checkpoint import load_checkpoint
@@ -208,20 +209,8 @@ def test_stains_need_a_stained_data_set() -> None:
     assert set(left_out.values()) == {"mini_ddsm is not H&E-stained"}
 
 
-def make_predictions(seed: int = 0, num_images: int = 60, num_exams: int = 12) -> Predictions:
-    exams = np.arange(num_images) % num_exams
-    labels = exams % 2
-    hard = np.random.default_rng(1).normal(size=num_exams)[exams]
-    logits = 1.2 * (2 * labels - 1) + hard + np.random.default_rng(seed).normal(size=num_images)
-    positive = 1 / (1 + np.exp(-logits))
-    return Predictions(
-        image_ids=strings(f"image{row}" for row in range(num_images)),
-        classes=("benign", "malignant"),
-        probs=np.stack([1 - positive, positive], axis=1),
-        predicted=(positive >= 0.5).astype(np.int64),
-        labels=labels,
-        columns={"exam": strings(f"e{exam}" for exam in exams)},
-    )
+def make_predictions(seed: int = 0) -> Predictions:
+    return exams_of_images(noise=1.0, num_images=60, num_exams=12, seed=seed, hardness=1.0)
 
 
 def test_figures_and_paired_differences_by_hand() -> None:
